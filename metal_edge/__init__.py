@@ -1,0 +1,1 @@
+"""metal_edge: visual inspection for production lines, from good parts to the reject gate."""

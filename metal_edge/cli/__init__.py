@@ -1,0 +1,1 @@
+"""The metal-edge command: one thin function per sub-command."""

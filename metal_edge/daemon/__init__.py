@@ -1,0 +1,1 @@
+"""The process beside the line: camera, decision, MQTT."""

@@ -1,0 +1,1 @@
+"""A simulated production line: renderer, camera, PLC, and the demo that joins them."""

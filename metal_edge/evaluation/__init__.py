@@ -1,0 +1,1 @@
+"""Metrics on plain arrays, thresholds with a promise, reports with pictures."""

@@ -1,0 +1,1 @@
+"""Checkpoint to ONNX, ONNX to a deployable bundle."""

@@ -1,0 +1,1 @@
+"""The anomaly models, their masks and their checkpoint format."""

@@ -1,0 +1,1 @@
+"""Post-training quantisation with calibration on distinct frames."""

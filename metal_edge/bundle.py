@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metal_edge.errors import BundleError, MissingInputError, OutputError
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 THRESHOLDS = "thresholds.json"

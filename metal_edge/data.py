@@ -261,14 +261,6 @@ def split_good(
         DataError: a sample that is not good, or fewer than MIN_DISTINCT distinct pictures, or
             pictures that show nothing (all of one colour, or all the same).
     """
-    if not (
-        val_fraction > 0 and calibration_fraction > 0 and val_fraction + calibration_fraction < 1
-    ):
-        raise SettingsError(
-            f"split fractions {val_fraction} and {calibration_fraction} are not above 0 and"
-            " below 1 together",
-            "for example 0.10 and 0.15",
-        )
     bad = [sample for sample in samples if not sample.good]
     if bad:
         raise DataError(f"{bad[0].path} is labelled {bad[0].label}", "train on good parts only")
@@ -285,13 +277,7 @@ def split_good(
         )
     _check_informative([sample.path for sample in first.values()])
     ranked = sorted(first, key=lambda digest: _rank(seed, digest))
-    calibration = max(1, round(total * calibration_fraction))
-    val = max(1, round(total * val_fraction))
-    if calibration + val >= total:
-        raise SettingsError(
-            f"{val} validation and {calibration} calibration images leave none of {total} to train",
-            "use smaller fractions",
-        )
+    calibration, val = _held_out(total, calibration_fraction, val_fraction)
     held = set(ranked[:calibration])
     checked = set(ranked[calibration : calibration + val])
     train = tuple(s for s in ordered if digests[s] not in held | checked)
@@ -299,6 +285,17 @@ def split_good(
     distinct = tuple(s for s in first.values() if digests[s] in held)
     used = {s: digests[s] for s in (*train, *validation, *distinct)}
     return GoodSplit(train, validation, distinct, used)
+
+
+def _held_out(total: int, *fractions: float) -> list[int]:
+    counts = [max(1, round(total * f)) for f in fractions if 0 < f < 1]
+    if len(counts) < len(fractions) or sum(counts) >= total:
+        shown = " and ".join(map(str, fractions))
+        raise SettingsError(
+            f"holding out fractions {shown} leaves nothing of {total} images to train on",
+            "use fractions above 0 that sum to less than 1, for example 0.15 and 0.10",
+        )
+    return counts
 
 
 def _sha256(path: Path) -> str:
@@ -346,16 +343,13 @@ def to_record(split: GoodSplit, root: Path) -> dict[str, list[dict[str, str]]]:
         ValueError: a sample lies outside `root`.
     """
 
-    def side(samples: Sequence[Sample]) -> list[dict[str, str]]:
-        return [
+    sides = {"train": split.train, "val": split.val, "calibration": split.calibration}
+    return {
+        side: [
             {"path": s.path.relative_to(root).as_posix(), "sha256": split.sha256[s]}
             for s in samples
         ]
-
-    return {
-        "train": side(split.train),
-        "val": side(split.val),
-        "calibration": side(split.calibration),
+        for side, samples in sides.items()
     }
 
 
@@ -384,16 +378,12 @@ def resolve_split(record: dict[str, Any], root: Path) -> GoodSplit:
 
 
 def _check_sides(sides: _SplitRecord) -> None:
-    train, val, calibration = (
-        {file.sha256: file.path for file in side}
-        for side in (sides.train, sides.val, sides.calibration)
-    )
-    shared = (train.keys() & (val.keys() | calibration.keys())) | (val.keys() & calibration.keys())
-    if shared:
-        path = {**calibration, **val, **train}[min(shared)]
-        raise DataError(f"split record: {path} is on two sides", "train again")
-    if len(calibration) != len(sides.calibration):
-        raise DataError("split record: calibration holds a picture twice", "train again")
+    hashes = [{f.sha256 for f in side} for side in (sides.train, sides.val, sides.calibration)]
+    shared = sum(map(len, hashes)) > len(set.union(*hashes))
+    if shared or len(hashes[2]) < len(sides.calibration):
+        raise DataError(
+            "split record: one picture is on two sides, or twice in calibration", "train again"
+        )
 
 
 def _check_unchanged(files: Sequence[_FileRecord], root: Path) -> None:

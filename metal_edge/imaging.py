@@ -307,7 +307,8 @@ def heatmap(anomaly_map: FloatMap, threshold: float) -> Image:
     """
     levels = np.rint(_heat(anomaly_map, threshold) * 255).astype(np.uint8)
     bgr = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)
-    return np.array(bgr[..., ::-1], dtype=np.uint8, order="C")
+    rgb: Image = np.array(bgr[..., ::-1], dtype=np.uint8, order="C")
+    return rgb
 
 
 def overlay(

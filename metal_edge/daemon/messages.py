@@ -1,0 +1,181 @@
+"""What goes over the wire: topics, and JSON payloads as plain dictionaries. Pure.
+
+Times are ISO 8601 in UTC with microseconds for people, and the same instant as an integer of
+nanoseconds (`*_ns`) for programs. JSON has no NaN: a number that is not finite becomes null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from metal_edge.bundle import Bundle
+from metal_edge.daemon.clock import ClockState
+from metal_edge.domain import Decision
+from metal_edge.settings import LineSettings
+
+SCHEMA = 1
+# RFC 9562 version 5: the same trigger of the same session always has the same event id.
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:metal-edge:event")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who speaks: constant for one run of the daemon."""
+
+    topic_root: str
+    session_id: str
+    camera_id: str
+    model_id: str
+    model_version: str
+    model_sha256: str
+    backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """One instant on both clocks, in nanoseconds."""
+
+    mono_ns: int
+    utc_ns: int
+
+    def to_utc_ns(self, mono_ns: int) -> int:
+        """Another monotonic instant on the wall clock, as it stands now."""
+        return self.utc_ns + (mono_ns - self.mono_ns)
+
+
+def encode(payload: dict[str, Any]) -> bytes:
+    """Compact UTF-8 JSON. Raises ValueError rather than write NaN."""
+    return json.dumps(payload, allow_nan=False, separators=(",", ":")).encode()
+
+
+def iso_utc(utc_ns: int) -> str:
+    """`2026-01-31T12:00:00.000001Z`, cut to microseconds."""
+    seconds, nanos = divmod(utc_ns, 1_000_000_000)
+    stamp = datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanos // 1000)
+    return stamp.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def event_id(topic_root: str, session_id: str, trigger_id: str) -> str:
+    """UUIDv5 of station, session and trigger: a receiver can drop a copy it already has."""
+    return str(uuid.uuid5(_NAMESPACE, f"{topic_root}/{session_id}/{trigger_id}"))
+
+
+def decision_payload(
+    decision: Decision, identity: Identity, now: Now, clock: ClockState
+) -> dict[str, Any]:
+    """Payload of `decision`; `event` repeats it."""
+    exposure = decision.t_exposure_utc_ns
+    deadline = now.to_utc_ns(decision.trigger.deadline_mono_ns)
+    trigger_id = decision.trigger.trigger_id
+    return {
+        "schema": SCHEMA,
+        "event_id": event_id(identity.topic_root, identity.session_id, trigger_id),
+        "session_id": identity.session_id,
+        "seq": decision.seq,
+        "part_id": decision.trigger.part_id,
+        "trigger_id": trigger_id,
+        "frame_id": decision.frame_id,
+        "camera_id": decision.camera_id or identity.camera_id,
+        "verdict": decision.verdict.value,
+        "reason": str(decision.reason),
+        "score": finite(decision.score),
+        "threshold": finite(decision.threshold),
+        "regions": [
+            {
+                "x": region.x,
+                "y": region.y,
+                "width": region.width,
+                "height": region.height,
+                "area": region.area,
+                "peak": finite(region.peak),
+            }
+            for region in decision.regions
+        ],
+        "t_exposure": None if exposure is None else iso_utc(exposure),
+        "t_exposure_ns": exposure,
+        "t_publish": iso_utc(now.utc_ns),
+        "t_publish_ns": now.utc_ns,
+        "deadline": iso_utc(deadline),
+        "deadline_ns": deadline,
+        "clock": {
+            "source": None if decision.time_source is None else decision.time_source.value,
+            "offset_us": clock.offset_us,
+            "synced": clock.synced,
+        },
+        "latency_ms": {key: finite(value) for key, value in decision.latency_ms.items()},
+        "model": {
+            "id": identity.model_id,
+            "version": identity.model_version,
+            "sha256": identity.model_sha256,
+        },
+        "backend": identity.backend,
+    }
+
+
+def state_payload(
+    status: str, identity: Identity, utc_ns: int | None, problems: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Payload of `state`. The last will has no time: the broker sends it, whenever that is."""
+    return {
+        "schema": SCHEMA,
+        "session_id": identity.session_id,
+        "status": status,
+        "problems": list(problems),
+        "t_publish": None if utc_ns is None else iso_utc(utc_ns),
+        "t_publish_ns": utc_ns,
+    }
+
+
+def model_payload(
+    bundle: Bundle, identity: Identity, golden_difference: float, utc_ns: int
+) -> dict[str, Any]:
+    """Payload of `model`: what decides, and the promise its threshold carries."""
+    manifest = bundle.manifest
+    return {
+        "schema": SCHEMA,
+        "session_id": identity.session_id,
+        "t_publish": iso_utc(utc_ns),
+        "id": identity.model_id,
+        "version": identity.model_version,
+        "sha256": identity.model_sha256,
+        "created": manifest.created_utc,
+        "precision": manifest.precision,
+        "backend": manifest.backend,
+        "preprocess": manifest.preprocess.model_dump(mode="json"),
+        "thresholds": bundle.thresholds.model_dump(mode="json"),
+        "golden": {
+            "images": len(bundle.golden.images),
+            "tolerance": bundle.golden.tolerance,
+            "worst_difference": finite(golden_difference),
+        },
+    }
+
+
+def config_payload(settings: LineSettings, identity: Identity, utc_ns: int) -> dict[str, Any]:
+    """Payload of `config`: a list of what may be seen, so that no secret slips out.
+
+    The camera's URI and options may hold a password; they count in the digest only.
+    """
+    everything = settings.model_dump_json().encode()
+    camera = settings.camera.model_dump(mode="json", exclude={"uri", "options"})
+    return {
+        "schema": SCHEMA,
+        "session_id": identity.session_id,
+        "t_publish": iso_utc(utc_ns),
+        "sha256": hashlib.sha256(everything).hexdigest(),
+        "camera": camera,
+        "decision": settings.decision.model_dump(mode="json"),
+        "runtime": settings.runtime.model_dump(mode="json"),
+        "heartbeat_hz": settings.heartbeat_hz,
+    }
+
+
+def finite(value: float | None) -> float | None:
+    """The number, or None where JSON has no way to say it."""
+    return value if value is not None and math.isfinite(value) else None

@@ -73,6 +73,19 @@ class GateRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class LateDecision:
+    """A decision for a part that has left the gate: it changes nothing but the log."""
+
+    message: DecisionMessage
+    arrival_ns: int
+
+    @property
+    def trigger_id(self) -> str:
+        """Which part it came too late for."""
+        return self.message.trigger_id
+
+
+@dataclass(frozen=True, slots=True)
 class GateSettings:
     """Times in ns. Three missed heartbeats trip the gate; 5 Hz is the daemon's default."""
 
@@ -149,22 +162,22 @@ class RejectGate:
     def on_trigger(self, trigger_id: str, part_id: str, now: int, gate_ns: int) -> None:
         """A part passes the photo-eye; it reaches the gate at `gate_ns`.
 
+        If that is already past, no decision can be in time any more.
+
         Raises:
-            ValueError: the trigger or the part is already under way, or the gate lies behind.
+            ValueError: the trigger was there before, or the part is under way.
         """
         self._advance(now)
         known = {part.part_id for part in self._parts.values()}
         if trigger_id in self._parts or trigger_id in self._closed or part_id in known:
             raise ValueError(f"trigger {trigger_id!r} for part {part_id!r} is not new")
-        if gate_ns <= now:
-            raise ValueError(f"part {part_id!r} would reach the gate before its trigger")
         self._parts[trigger_id] = _Part(
             part_id, trigger_id, self.session_id, now, gate_ns, self.fault
         )
 
     def on_decision(
         self, payload: bytes, now: int, *, retained: bool = False
-    ) -> DecisionMessage | None:
+    ) -> LateDecision | None:
         """A message on `decision`. Returns it if it concerns a part already past the gate."""
         self._advance(now)
         try:
@@ -174,8 +187,10 @@ class RejectGate:
             return None
         concerned = self._concerned(message.trigger_id, message.part_id)
         if not concerned:
+            if message.trigger_id in self._closed:
+                return LateDecision(message, now)
             self.stray += 1
-            return message if message.trigger_id in self._closed else None
+            return None
         for part in concerned:
             part.hear(message, now, _objection(part, message, now, retained))
         return None

@@ -11,6 +11,7 @@ from metal_edge.domain import Verdict
 SCHEMA = 1  # of the decision payload; another number may mean something else by `pass`
 MAX_PAYLOAD_BYTES = 65_536  # a decision takes about 1 KiB; parsing more could stall the gate
 MAX_ID_CHARS = 256
+ALIVE = ("online", "degraded")  # every other status means offline
 
 
 class MalformedMessageError(ValueError):
@@ -93,13 +94,13 @@ def parse_heartbeat(payload: bytes) -> tuple[str, int, bool]:
 
 
 def parse_state(payload: bytes) -> tuple[str, bool]:
-    """Session, and whether it is online; every word but `online` means that it is not.
+    """Session, and whether it lives. `degraded` does: its heartbeats say if it may pass parts.
 
     Raises:
         MalformedMessageError: not a state (an empty payload, a cleared topic, among them).
     """
     values, _ = _load(payload)
-    return _id(values, "session_id"), values.get("state") == "online"
+    return _id(values, "session_id"), values.get("status") in ALIVE
 
 
 def _load(payload: bytes) -> tuple[dict[str, Any], list[str]]:

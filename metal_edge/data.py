@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -235,7 +235,7 @@ def load_images(
     pool = ThreadPoolExecutor(_READERS)
     try:
         jobs = [pool.submit(load, index) for index in range(len(samples))]
-        for done, job in enumerate(as_completed(jobs), start=1):
+        for done, job in enumerate(jobs, start=1):
             job.result()
             if progress is not None:
                 progress(done, len(samples))

@@ -307,8 +307,7 @@ def heatmap(anomaly_map: FloatMap, threshold: float) -> Image:
     """
     levels = np.rint(_heat(anomaly_map, threshold) * 255).astype(np.uint8)
     bgr = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)
-    rgb: Image = np.array(bgr[..., ::-1], dtype=np.uint8, order="C")
-    return rgb
+    return np.array(bgr[..., ::-1], dtype=np.uint8, order="C")
 
 
 def overlay(
@@ -339,7 +338,7 @@ def overlay(
     full = np.asarray(cv2.resize(finite, (columns, rows)), dtype=np.float32)
     opacity = _HEAT * _heat(full, threshold)[..., None]
     blend = image * (1 - opacity) + heatmap(full, threshold) * opacity
-    out = np.rint(blend).astype(np.uint8)
+    out: Image = np.rint(blend).astype(np.uint8)
     if mask is not None:
         _outline(out, mask, _MASK_LINE)
     _outline(out, full >= threshold, _THRESHOLD_LINE)

@@ -1,0 +1,144 @@
+"""MeTAL: masked transformer for image anomaly localization (De Nardin et al., 2022).
+
+The image is cut into squares and into full-width (or full-height) stripes. Each shape has its
+own embedding and masked transformer blocks (sec. 3.2.1). A stripe's encoding is split into as
+many segments as it spans squares; each segment joins the encoding of the square it covers
+(sec. 3.2.2, Fig. 5), and an MLP decodes every joined vector into that square's pixels.
+
+The paper gives image and patch sizes, embedding 128, 4 heads and 1 (products) or 2 (textures)
+blocks (Table 2). It does not give the MLP widths; those below reproduce its parameter counts
+(Table 6: 17.8 M and 26.3 M). Norm placement (pre-norm), learned positions and MLP ratio 2
+follow the same laboratory's VT-ADL.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from metal_edge.models.attention import EncoderBlock, MaskRule
+
+
+class Shape(StrEnum):
+    """How the image is cut into tokens."""
+
+    SQUARES = "squares"
+    ROWS = "rows"
+    COLS = "cols"
+
+
+class MetalConfig(BaseModel):
+    """Architecture of one MeTAL network; stored beside its weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["metal"] = "metal"
+    image_size: int = Field(default=128, gt=0)
+    patch_size: int = Field(default=16, gt=0)
+    shapes: tuple[Shape, ...] = (Shape.SQUARES, Shape.ROWS)
+    mask: MaskRule = MaskRule.ZERO
+    blocks: int = Field(default=1, ge=1, description="1 for products, 2 for textures (Table 2)")
+    heads: int = Field(default=4, gt=0)
+    embedding: int = Field(default=128, gt=0, description="width per square token (Table 2)")
+    square_hidden: int = 512
+    stripe_hidden: int = 1024
+    decoder_hidden: tuple[int, ...] = (512, 1024)
+    mlp_ratio: int = 2
+    blur_sigma: float = Field(default=4.0, gt=0, description="Gaussian of the anomaly map, pixels")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MetalConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if not self.shapes or len(set(self.shapes)) != len(self.shapes):
+            raise ValueError("shapes must name each patch shape at most once, and at least one")
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Squares per side, p in the paper."""
+        return self.image_size // self.patch_size
+
+
+class Branch(nn.Module):
+    """One patch shape: cut, embed, encode, and hand each square its part of the encoding."""
+
+    def __init__(self, config: MetalConfig, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.grid = config.grid
+        self.patch = config.patch_size
+        square = shape is Shape.SQUARES
+        tokens = config.grid**2 if square else config.grid
+        pixels = config.patch_size * (config.patch_size if square else config.image_size)
+        width = config.embedding * (1 if square else config.grid)
+        hidden = config.square_hidden if square else config.stripe_hidden
+        self.embed = nn.Sequential(
+            nn.Linear(3 * pixels, hidden), nn.GELU(), nn.Linear(hidden, width)
+        )
+        self.position = nn.Parameter(torch.empty(1, tokens, width))
+        nn.init.trunc_normal_(self.position, std=0.02)
+        self.blocks = nn.Sequential(
+            *(
+                EncoderBlock(width, config.heads, tokens, config.mlp_ratio * width, config.mask)
+                for _ in range(config.blocks)
+            )
+        )
+
+    def tokens_of(self, squares: Tensor) -> Tensor:
+        """Regroups square patches [B, g, g, 3*p*p] into this shape's tokens [B, N, pixels]."""
+        batch, grid = squares.shape[0], self.grid
+        if self.shape is Shape.SQUARES:
+            return squares.reshape(batch, grid * grid, -1)
+        if self.shape is Shape.COLS:
+            squares = squares.transpose(1, 2)
+        return squares.reshape(batch, grid, -1)
+
+    def forward(self, squares: Tensor) -> Tensor:
+        """[B, g, g, 3*p*p] -> [B, g, g, embedding]: the encoding that belongs to each square."""
+        batch, grid = squares.shape[0], self.grid
+        encoded = self.blocks(self.embed(self.tokens_of(squares)) + self.position)
+        parts = encoded.reshape(batch, grid, grid, -1)  # a stripe's segments lie along it
+        return parts.transpose(1, 2) if self.shape is Shape.COLS else parts  # type: ignore[no-any-return]
+
+
+class Metal(nn.Module):
+    """Reconstructs an image, each square from the encodings that cover it.
+
+    Input and output are float32 [B, 3, S, S] in [0, 1] (the output is not clamped).
+    """
+
+    def __init__(self, config: MetalConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.branches = nn.ModuleList(Branch(config, shape) for shape in config.shapes)
+        widths = (config.embedding * len(config.shapes), *config.decoder_hidden)
+        layers: list[nn.Module] = []
+        for wide, narrow in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(wide, narrow), nn.GELU()]
+        layers.append(nn.Linear(widths[-1], 3 * config.patch_size**2))
+        self.decoder = nn.Sequential(*layers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, 3, S, S]."""
+        squares = self.cut(image)
+        joined = torch.cat([branch(squares) for branch in self.branches], dim=-1)
+        return self.paste(self.decoder(joined))
+
+    def cut(self, image: Tensor) -> Tensor:
+        """[B, 3, S, S] -> [B, g, g, 3*p*p], channel-major inside a patch."""
+        grid, patch = self.config.grid, self.config.patch_size
+        x = image.reshape(-1, 3, grid, patch, grid, patch)
+        return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, grid, grid, 3 * patch * patch)
+
+    def paste(self, squares: Tensor) -> Tensor:
+        """Inverse of `cut`."""
+        grid, patch, size = self.config.grid, self.config.patch_size, self.config.image_size
+        x = squares.reshape(-1, grid, grid, 3, patch, patch)
+        return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, size, size)

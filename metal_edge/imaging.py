@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterator
@@ -124,10 +125,7 @@ def read_bytes(path: Path) -> bytes:
         DataError: no regular file, not readable, too large.
     """
     with _open_file(path) as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise _too_many_bytes(path, len(data))
-    return data
+        return file.read()
 
 
 @contextmanager
@@ -139,7 +137,10 @@ def _open_file(path: Path) -> Iterator[BinaryIO]:
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise DataError(f"{path} is {kind}, not an image", "rename or remove it")
         if status.st_size > MAX_FILE_BYTES:
-            raise _too_many_bytes(path, status.st_size)
+            mib = status.st_size / 2**20
+            raise DataError(
+                f"{path} has {mib:.0f} MiB, the limit is {MAX_FILE_BYTES // 2**20} MiB", _SMALLER
+            )
         with path.open("rb") as file:
             yield file
     except FileNotFoundError as error:
@@ -148,11 +149,6 @@ def _open_file(path: Path) -> Iterator[BinaryIO]:
         raise DataError(
             f"cannot read {path} ({error.strerror or error})", "correct its permissions or link"
         ) from error
-
-
-def _too_many_bytes(path: Path, size: int) -> DataError:
-    limit = MAX_FILE_BYTES // 2**20
-    return DataError(f"{path} has {size / 2**20:.0f} MiB, the limit is {limit} MiB", _SMALLER)
 
 
 def _too_many_pixels(path: Path, size: str) -> DataError:
@@ -173,7 +169,8 @@ def _inspect(file: BinaryIO, path: Path) -> ImageInfo:
         names = ", ".join(_FORMATS)
         raise DataError(f"{path} is not a readable {names} picture", _DAMAGED) from error
     except PIL.Image.DecompressionBombError as error:
-        raise _too_many_pixels(path, f"far too large ({error})") from error
+        count = re.search(r"\d+", str(error))  # only the message knows the size
+        raise _too_many_pixels(path, f"of {count[0] if count else 'too many'} pixels") from error
     except MetalEdgeError:
         raise
     except Exception as error:  # a broken header makes Pillow raise many kinds

@@ -82,6 +82,9 @@ class MqttSettings(_Section):
     key_file: Path | None = None
     keepalive_s: int = Field(default=5, ge=1, le=120)
     connect_timeout_s: float = Field(default=5.0, gt=0, le=60)
+    event_queue: int = Field(
+        default=1000, ge=1, le=100_000, description="audit events kept while the broker is away"
+    )
 
     @model_validator(mode="after")
     def _pairs(self) -> MqttSettings:

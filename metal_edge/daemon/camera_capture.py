@@ -11,7 +11,6 @@ import logging
 import random
 import re
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,6 @@ REOPEN_LONGEST_S = 2.0
 CLOSE_TIMEOUT_S = 0.5
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Shot:
-    """A frame with the moment at which its `read()` began."""
-
-    frame: Frame
-    began_ns: int
-
-
 class CaptureCamera:
     """One VideoCapture with its reading thread. Subclasses say how to open it.
 
@@ -54,7 +45,7 @@ class CaptureCamera:
         self._clock = clock
         self._random = random.Random()  # noqa: S311  (spreads retries, guards nothing)
         self._changed = threading.Condition()
-        self._shot: _Shot | None = None
+        self._newest: Frame | None = None
         self._not_before_ns = 0
         self._ended = False
         self._seq = 0
@@ -84,15 +75,15 @@ class CaptureCamera:
         del part_id  # the camera looks at whatever stands in front of it
         with self._changed:
             self._not_before_ns = self._clock.mono_ns()
-            self._shot = None
+            self._newest = None
 
     def grab(self, timeout_s: float) -> Frame:
         """See `Camera.grab`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._shot is not None or self._ended, timeout_s)
-            shot, self._shot = self._shot, None
-        if shot is not None:
-            return shot.frame
+            self._changed.wait_for(lambda: self._newest is not None or self._ended, timeout_s)
+            frame, self._newest = self._newest, None
+        if frame is not None:
+            return frame
         if self._ended and self._settings.mode is CameraMode.LATEST:
             raise EndOfStreamError(f"end of {self._name}", "set camera.loop to go on")
         if self._ended:
@@ -161,7 +152,7 @@ class CaptureCamera:
         frame = Frame(image, self._seq, self._settings.camera_id, name, now_ns, utc_ns)
         with self._changed:
             if began_ns >= self._not_before_ns:
-                self._shot = _Shot(frame, began_ns)
+                self._newest = frame
                 self._changed.notify_all()
 
     def _reopen(self) -> cv2.VideoCapture | None:

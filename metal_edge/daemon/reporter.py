@@ -1,0 +1,61 @@
+"""One place where decisions get their number and leave the house."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from dataclasses import replace
+
+from metal_edge.daemon.clock import Clock, ClockState
+from metal_edge.daemon.messages import Identity, Now, decision_payload
+from metal_edge.daemon.publisher import Publisher
+from metal_edge.domain import Decision
+
+log = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Numbers, publishes, logs and counts decisions, from whichever thread they come."""
+
+    def __init__(self, publisher: Publisher, identity: Identity, clock: Clock) -> None:
+        self._publisher = publisher
+        self._identity = identity
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._seq = 0
+        self.clock_state = ClockState(None, None)
+
+    @property
+    def last_seq(self) -> int:
+        """Number of the last decision; 0 before the first."""
+        return self._seq
+
+    def counts(self) -> dict[str, int]:
+        """Decisions so far, by verdict."""
+        with self._lock:
+            return {verdict: self._counts[verdict] for verdict in ("pass", "reject", "unknown")}
+
+    def report(self, decision: Decision) -> None:
+        """Publishes the decision at once, then queues its audit copy."""
+        with self._lock:  # the numbers on the wire must come in order
+            self._seq += 1
+            decision = replace(decision, seq=self._seq)
+            self._counts[decision.verdict.value] += 1
+            now = Now(self._clock.mono_ns(), self._clock.utc_ns())
+            payload = decision_payload(decision, self._identity, now, self.clock_state)
+            sent = self._publisher.decision(payload)
+            self._publisher.event({**payload, "decision_sent": sent})
+        log.info(
+            "seq=%d part=%s trigger=%s frame=%s verdict=%s reason=%s score=%s sent=%s ms=%.1f",
+            decision.seq,
+            decision.trigger.part_id,
+            decision.trigger.trigger_id,
+            decision.frame_id,
+            decision.verdict.value,
+            decision.reason,
+            "-" if decision.score is None else f"{decision.score:.6g}",
+            sent,
+            (now.mono_ns - decision.trigger.t_mono_ns) / 1e6,
+        )

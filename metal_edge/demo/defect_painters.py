@@ -59,6 +59,14 @@ def _spot(rng: np.random.Generator, canvas: Canvas, margin: int) -> Points:
     return np.array([[columns[pick], rows[pick]]], np.float64)
 
 
+def _mark_angle(canvas: Canvas, middle: Points) -> float:
+    """Direction of the turning marks at a spot, radians."""
+    column, row = middle[0].astype(int)
+    return float(
+        np.arctan2(canvas.surface.along_y[row, column], canvas.surface.along_x[row, column])
+    )
+
+
 def _draw_curve(points: Points, values: NDArray[np.float64], width: float, at: Window) -> FloatMap:
     """A curve with a value 0..1 per segment, antialiased, float32 [h, w]."""
     height, breadth = at[0].stop - at[0].start, at[1].stop - at[1].start
@@ -73,12 +81,11 @@ def _draw_curve(points: Points, values: NDArray[np.float64], width: float, at: W
 
 
 def _bent_line(
-    rng: np.random.Generator, middle: Points, length: float, bend: float, wobble: float
+    rng: np.random.Generator, middle: Points, angle: float, length: float, bend: float
 ) -> Points:
-    """A gently bent, slightly unsteady line through `middle`, [40, 2]."""
+    """A gently bent, slightly unsteady line through `middle` at `angle` (radians), [40, 2]."""
     t = np.linspace(-0.5, 0.5, 40)
-    angle = rng.uniform(0, 2 * np.pi)
-    unsteady = np.cumsum(rng.normal(0, wobble, t.size))
+    unsteady = np.cumsum(rng.normal(0, 0.003 * length, t.size))
     side = length * bend * (t**2 - 1 / 12) * 4 + unsteady - unsteady[t.size // 2]
     along = np.array([np.cos(angle), np.sin(angle)])
     across = np.array([-along[1], along[0]])
@@ -89,7 +96,10 @@ def scratch(rng: np.random.Generator, severity: float, canvas: Canvas) -> Patch:
     """A groove with a bright burr on one flank and a dark one on the other."""
     length = 36 + 90 * severity + rng.uniform(0, 20)
     width = 1.1 + 1.1 * severity
-    points = _bent_line(rng, _spot(rng, canvas, 6), length, rng.uniform(-0.22, 0.22), 0.10)
+    middle = _spot(rng, canvas, 6)
+    # Along the turning marks nobody could tell it from one of them.
+    angle = _mark_angle(canvas, middle) + np.deg2rad(rng.uniform(20, 160))
+    points = _bent_line(rng, middle, angle, length, rng.uniform(-0.22, 0.22))
     at = _window(points, 6)
     progress = np.linspace(0, 1, len(points) - 1)
     pressure = np.clip(np.minimum(progress, 1 - progress) * 7, 0.25, 1)
@@ -101,7 +111,7 @@ def scratch(rng: np.random.Generator, severity: float, canvas: Canvas) -> Patch:
         second = points + rng.uniform(2.5, 4.5) * rng.choice([-1.0, 1.0])
         groove = np.maximum(groove, 0.6 * _draw_curve(second, pressure, 0.8 * width, at))
     metal = canvas.surface.metal[at]
-    bright = np.float32(0.50 + 0.75 * severity) * groove * metal
+    bright = np.float32(0.65 + 0.65 * severity) * groove * metal
     dark = np.float32(0.30 + 0.35 * severity) * np.clip(moved - 0.6 * groove, 0, 1) * metal
     gain = (1 + bright) * (1 - dark)
     return at, np.asarray(canvas.scene[at] * gain[..., None], np.float32)
@@ -149,12 +159,13 @@ def stain(rng: np.random.Generator, severity: float, canvas: Canvas) -> Patch:
     distance = np.hypot(columns - middle[0, 0], rows - middle[0, 1]) / radius
     rough = rng.standard_normal(distance.shape)
     blotch = cv2.GaussianBlur(rough, (0, 0), 0.30 * radius)
+    ragged = cv2.GaussianBlur(rng.standard_normal(distance.shape), (0, 0), 0.12 * radius)
     speckle = cv2.GaussianBlur(rough, (0, 0), 1.6)
-    field = 1 - distance + 0.34 * blotch / blotch.std() + 0.05 * speckle / speckle.std()
-    body = np.clip(field / 0.35, 0, 1) * np.clip(2.1 - distance, 0, 1)
+    field = 1 - distance + 0.22 * blotch / blotch.std() + 0.12 * ragged / ragged.std()
+    body = np.clip(field / 0.60, 0, 1) ** 0.7 * np.clip(2.1 - distance, 0, 1)
     rim = np.exp(-(((field - 0.12) / 0.12) ** 2)) * np.clip(2.1 - distance, 0, 1)
     colour = np.array(_STAINS[int(rng.integers(len(_STAINS)))])
-    cover = np.clip(body * (0.75 + 0.2 * speckle / speckle.std() * 0.5) + 0.35 * rim, 0, 1.2)
+    cover = np.clip(body * (0.80 + 0.12 * speckle / speckle.std()) + 0.35 * rim, 0, 1.2)
     thickness = (0.38 + 0.50 * severity) * cover * canvas.surface.metal[at]
     gain = colour[None, None] ** thickness[..., None]  # Beer-Lambert: twice as thick, squared
     return at, np.asarray(canvas.scene[at] * gain, np.float32)
@@ -247,9 +258,11 @@ def _swarf(rng: np.random.Generator, severity: float, middle: Points) -> Lying:
 
 def _fibre(rng: np.random.Generator, severity: float, middle: Points) -> Lying:
     length = 34 + 46 * severity
-    points = _bent_line(rng, middle, length, rng.uniform(-0.6, 0.6), 0.45)
+    points = _bent_line(rng, middle, rng.uniform(0, np.pi), length, rng.uniform(-0.6, 0.6))
+    t = np.linspace(0, 2 * np.pi, len(points))
+    points += rng.uniform(1.0, 4.0) * np.sin(rng.uniform(0.7, 1.8) * t + rng.uniform(0, 6))[:, None]
     at = _window(points, 8)
-    cover = _draw_curve(points, np.ones(len(points)), 1.5 + 0.7 * severity, at)
+    cover = _draw_curve(points, np.ones(len(points)), 1.2 + 0.6 * severity, at)
     dyes = ((0.02, 0.02, 0.025), (0.02, 0.04, 0.16), (0.10, 0.05, 0.025), (0.22, 0.02, 0.02))
     colour = _flat_colour(cover.shape, dyes[int(rng.integers(len(dyes)))])
     return at, cover, colour, 1.2

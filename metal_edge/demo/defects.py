@@ -2,7 +2,7 @@
 
 Three laws, whatever the painter does: the mask holds the pixels whose noise-free display
 level changed by `MASK_LEVELS` or more; outside `SPILL` pixels around the mask nothing changes
-at all; and at 128 x 128, where the model looks, the change is at least `VISIBLE_LEVELS`.
+at all; and at 128 x 128, where the model looks, the change reaches `VISIBLE_LEVELS`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ DEFECTS: tuple[str, ...] = ("scratch", "dent", "stain", "missing_hole", "contami
 MASK_LEVELS = 4.0  # of 255; sensor noise has a standard deviation of about 2
 MIN_MASK_PIXELS = 40
 SPILL = 3  # pixels around the mask that may keep a fainter change
-VISIBLE_LEVELS = 10.0  # mean of the strongest pixels' change at model resolution
+# Mean change of the strongest pixels at model resolution, in levels of 255. A dent adds light
+# and shade in equal parts, as the turned face itself does, so it takes more of them to see.
+VISIBLE_LEVELS = {
+    "scratch": 15.0,
+    "dent": 30.0,
+    "stain": 15.0,
+    "missing_hole": 15.0,
+    "contamination": 15.0,
+}
 _STRONGEST = 6
 _MODEL_STEP = FRAME_SIZE // 128
 _SPECK = 6  # pixels: smaller islands of change are dropped, from mask and picture alike
@@ -35,6 +43,11 @@ class Defective:
 
     light: FloatMap
     mask: NDArray[np.uint8]
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels the defect altered."""
+        return int(np.count_nonzero(self.mask))
 
 
 def apply_defect(kind: str, rng: np.random.Generator, canvas: Canvas, light: FloatMap) -> Defective:
@@ -51,14 +64,15 @@ def apply_defect(kind: str, rng: np.random.Generator, canvas: Canvas, light: Flo
     for attempt in range(_ATTEMPTS):
         floor = attempt / (_ATTEMPTS - 1)
         severity = floor + (1 - floor) * float(rng.uniform())
-        result, visible = _develop_patch(PAINTERS[kind](rng, severity, canvas), canvas, light)
-        if visible:
+        patch = PAINTERS[kind](rng, severity, canvas)
+        result, visibility = _develop_patch(patch, canvas, light)
+        if result.pixels >= MIN_MASK_PIXELS and visibility >= VISIBLE_LEVELS[kind]:
             return result
     raise RuntimeError(f"{kind} stayed invisible in {_ATTEMPTS} draws")
 
 
-def _develop_patch(patch: Patch, canvas: Canvas, light: FloatMap) -> tuple[Defective, bool]:
-    """The whole frame's light with the patch in it, its mask, and whether it can be seen."""
+def _develop_patch(patch: Patch, canvas: Canvas, light: FloatMap) -> tuple[Defective, float]:
+    """The whole frame with the patch in it, its mask, and how far it can be seen."""
     (rows, columns), changed = patch
     inner = _grow(rows), _grow(columns)  # all that the lens may spread the change to
     outer = _pad(inner[0]), _pad(inner[1])
@@ -78,9 +92,7 @@ def _develop_patch(patch: Patch, canvas: Canvas, light: FloatMap) -> tuple[Defec
     result[inner][reach] = exposed[reach]
     mask = np.zeros((FRAME_SIZE, FRAME_SIZE), np.uint8)
     mask[inner] = altered * np.uint8(255)
-    enough = int(np.count_nonzero(altered)) >= MIN_MASK_PIXELS
-    seen = enough and _visibility(display(result[inner]) - before) >= VISIBLE_LEVELS
-    return Defective(result, mask), seen
+    return Defective(result, mask), _visibility(display(result[inner]) - before)
 
 
 def _grow(span: slice) -> slice:

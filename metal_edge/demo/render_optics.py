@@ -44,15 +44,18 @@ def expose(scene: FloatMap, look: Look, at: Window | None = None) -> FloatMap:
     Borders are reflected: a caller with a window keeps BLUR_REACH pixels to spare.
     """
     along, across = lens_kernels(look)
-    image = cv2.sepFilter2D(scene, -1, along, across, borderType=cv2.BORDER_REFLECT_101)
+    blurred = cv2.sepFilter2D(scene, -1, along, across, borderType=cv2.BORDER_REFLECT_101)
+    light: FloatMap = np.asarray(blurred, np.float32)
     x, y, vignette = _axes()
     if at is not None:
         x, y, vignette = x[at], y[at], vignette[at]
-    field = vignette * (1 + np.float32(look.gradient[0]) * x + np.float32(look.gradient[1]) * y)
+    field: FloatMap = vignette * (
+        1 + np.float32(look.gradient[0]) * x + np.float32(look.gradient[1]) * y
+    )
     field = field * np.float32(look.exposure)
     for channel in range(3):
-        image[..., channel] *= field * np.float32(look.cast[channel])
-    return np.asarray(image, np.float32)
+        light[..., channel] *= field * np.float32(look.cast[channel])
+    return light
 
 
 @lru_cache(maxsize=1)

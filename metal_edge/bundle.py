@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from metal_edge.domain import Preprocess
 from metal_edge.errors import BundleError, MissingInputError, OutputError
 
 SCHEMA: Literal[1] = 1
@@ -40,25 +41,6 @@ class _Record(BaseModel):
 
 
 RecordT = TypeVar("RecordT", bound=_Record)
-
-
-class Preprocess(_Record):
-    """How a camera frame becomes the model's input. Everything after that is in the graph.
-
-    `source_*` is the size of the frames that trained the model: another size means another
-    field of view, so the daemon answers `unknown`. None accepts any size (mixed training sets).
-    `crop` is x, y, width, height in source pixels; None takes the whole frame.
-    """
-
-    source_width: int | None
-    source_height: int | None
-    crop: tuple[int, int, int, int] | None = None
-    width: int = Field(gt=0)
-    height: int = Field(gt=0)
-    layout: Literal["NHWC"] = "NHWC"
-    dtype: Literal["uint8"] = "uint8"
-    color: Literal["RGB"] = "RGB"
-    resize: Literal["area"] = "area"
 
 
 class Thresholds(_Record):

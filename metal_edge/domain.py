@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,30 @@ class TimeSource(StrEnum):
     CAMERA = "camera"
     DRIVER = "driver"
     ARRIVAL = "arrival"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a camera frame becomes the model's input. Everything after that is in the graph.
+
+    Attributes:
+        source_width, source_height: size of the frames that trained the model, in pixels. Another
+            size means another field of view, so the daemon answers `unknown`. None accepts any.
+        crop: x, y, width, height in source pixels; None takes the whole frame.
+        width, height: the model's input size, reached by area interpolation.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    source_width: int | None
+    source_height: int | None
+    width: int
+    height: int
+    crop: tuple[int, int, int, int] | None = None
+    layout: Literal["NHWC"] = "NHWC"
+    dtype: Literal["uint8"] = "uint8"
+    color: Literal["RGB"] = "RGB"
+    resize: Literal["area"] = "area"
 
 
 @dataclass(frozen=True, slots=True)

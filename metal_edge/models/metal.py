@@ -14,6 +14,7 @@ follow the same laboratory's VT-ADL.
 from __future__ import annotations
 
 from enum import StrEnum
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -120,7 +121,7 @@ class Metal(nn.Module):
         self.branches = nn.ModuleList(Branch(config, shape) for shape in config.shapes)
         widths = (config.embedding * len(config.shapes), *config.decoder_hidden)
         layers: list[nn.Module] = []
-        for wide, narrow in zip(widths, widths[1:], strict=False):
+        for wide, narrow in pairwise(widths):
             layers += [nn.Linear(wide, narrow), nn.GELU()]
         layers.append(nn.Linear(widths[-1], 3 * config.patch_size**2))
         self.decoder = nn.Sequential(*layers)

@@ -1,0 +1,151 @@
+"""Checkpoint -> FP32 ONNX -> simplified, each step compared with what it came from."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxsim
+import torch
+from numpy.typing import NDArray
+
+from metal_edge.errors import DataError, OutputError
+from metal_edge.models.metal import Metal
+from metal_edge.models.scoring import AnomalyScorer
+from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
+
+OPSET = 20  # first with Gelu and in the range that TensorRT 10.3 parses
+# FP32 against FP32: both sum a few thousand products in another order.
+RELATIVE_TOLERANCE = 1e-3
+
+
+def onnx_from_model(model: Metal) -> onnx.ModelProto:
+    """Exports pre- and postprocessing and the network as one simplified, checked graph.
+
+    Returns:
+        A graph `image` uint8 [batch, S, S, 3] -> `anomaly_map` float32 [batch, S, S],
+        `score` float32 [batch].
+    """
+    scorer = AnomalyScorer(model).eval()
+    size = model.config.image_size
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            scorer,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["anomaly_map", "score"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    if program is None:
+        raise DataError("PyTorch exported nothing", "report this with the checkpoint")
+    simplified, ok = onnxsim.simplify(program.model_proto)
+    if not ok:
+        raise DataError("onnxsim changed the graph's results", "report this with the checkpoint")
+    onnx.checker.check_model(simplified, full_check=True)
+    return _without_debug_records(simplified)
+
+
+def check_parity(model: Metal, path: Path, images: NDArray[np.uint8]) -> float:
+    """Compares the ONNX file with the PyTorch model on images.
+
+    Args:
+        model: the source.
+        path: the exported file, run by ONNX Runtime.
+        images: uint8 [N, S, S, 3].
+
+    Returns:
+        The largest map difference relative to that image's largest map value.
+
+    Raises:
+        DataError: it exceeds RELATIVE_TOLERANCE.
+    """
+    scorer = AnomalyScorer(model).eval()
+    worst = 0.0
+    with OnnxRuntimeRunner(path) as runner, torch.inference_mode():
+        for image in images:
+            expected_map, expected_score = (
+                t.numpy() for t in scorer(torch.from_numpy(image[None]))
+            )
+            got = runner.run(image[None])[0]
+            scale = max(float(np.abs(expected_map).max()), 1e-6)
+            off = max(
+                float(np.abs(got.anomaly_map - expected_map[0]).max()),
+                abs(got.score - float(expected_score[0])),
+            )
+            worst = max(worst, off / scale)
+    if not worst <= RELATIVE_TOLERANCE:
+        raise DataError(
+            f"{path} differs from the checkpoint by {worst:.2g} (relative),"
+            f" more than {RELATIVE_TOLERANCE:g}",
+            "report this with the checkpoint",
+        )
+    return worst
+
+
+def probe_images(size: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Adversarial inputs for parity: black, white, noise, extreme contrast. uint8 [4, S, S, 3]."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    checks = np.indices((size, size)).sum(axis=0) % 2 * 255
+    return np.stack(
+        [
+            np.zeros((size, size, 3), np.uint8),
+            np.full((size, size, 3), 255, np.uint8),
+            noise,
+            np.repeat(checks[..., None], 3, axis=2).astype(np.uint8),
+        ]
+    )
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Writes an ONNX file atomically.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, partial)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path} ({error.strerror or error})", "free space there"
+        ) from error
+    finally:
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
+
+
+def _without_debug_records(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drops stack traces and source paths: same weights, same bytes, on any machine."""
+    del model.metadata_props[:]
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for tensor in graph.initializer:
+        del tensor.metadata_props[:]
+    return model
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter warns about packages that this project does not use."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,125 @@
+"""FP32 ONNX -> INT8 ONNX: explicit Q/DQ, symmetric, per-channel weights, static scales.
+
+Only linear layers with constant weights are quantised: they hold nearly all bytes and
+multiplications. Attention products, normalisation, the error map and its smoothing stay FP32.
+Zero points are 0, as TensorRT requires, so one graph serves both back ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+
+from metal_edge.errors import DataError
+
+MIN_FRAMES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Result:
+    """What calibration used and did."""
+
+    frames: int
+    quantized_layers: int
+
+
+class _Frames(CalibrationDataReader):  # type: ignore[misc]
+    """Feeds frames one by one and counts what was really consumed."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self.consumed: set[str] = set()
+        self._frames: Iterator[NDArray[np.uint8]] = iter(images)
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        image = next(self._frames, None)
+        if image is None:
+            return None
+        self.consumed.add(hashlib.sha256(image.tobytes()).hexdigest())
+        return {"image": image[None]}
+
+
+def quantize_int8(source: Path, destination: Path, images: NDArray[np.uint8]) -> Int8Result:
+    """Calibrates on frames and writes the quantised graph.
+
+    Args:
+        source: FP32 ONNX file with input `image`.
+        destination: file to write.
+        images: uint8 [N, S, S, 3] real frames of good parts, at least MIN_FRAMES distinct.
+
+    Raises:
+        DataError: too few distinct frames.
+    """
+    distinct = len({image.tobytes() for image in images})
+    if distinct < MIN_FRAMES:
+        raise DataError(
+            f"INT8 calibration has {distinct} distinct frames, it needs {MIN_FRAMES}",
+            "record more good parts, or build with --precision fp32",
+        )
+    reader = _Frames(images)
+    layers = linear_layers(onnx.load(source, load_external_data=False))
+    options: dict[str, Any] = {"ActivationSymmetric": True, "WeightSymmetric": True}
+    # The quantiser leaves working files beside its input; give it a folder that goes away.
+    with tempfile.TemporaryDirectory(prefix="metal-edge-int8-") as folder:
+        work = Path(folder) / "fp32.onnx"
+        work.write_bytes(source.read_bytes())
+        quantize_static(
+            str(work),
+            str(destination),
+            reader,
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=layers,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options=options,
+        )
+    if len(reader.consumed) != distinct:
+        raise DataError(
+            f"calibration consumed {len(reader.consumed)} of {distinct} distinct frames",
+            "report this with the ONNX Runtime version",
+        )
+    return Int8Result(distinct, len(layers))
+
+
+def linear_layers(model: onnx.ModelProto) -> list[str]:
+    """Names of the MatMul and Gemm nodes whose second operand is a constant weight of a layer.
+
+    Smoothing matrices are constants too; they multiply from the left or belong to the score's
+    postprocessing, which stays FP32: it is told apart by what follows the reconstruction.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    first_after = _nodes_after_reconstruction(model)
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in {"MatMul", "Gemm"}
+        and node.input[1] in weights
+        and node.name not in first_after
+    ]
+
+
+def _nodes_after_reconstruction(model: onnx.ModelProto) -> set[str]:
+    """Nodes downstream of the subtraction that forms the reconstruction error."""
+    reached = {out for node in model.graph.node if node.op_type == "Sub" for out in node.output}
+    names = set()
+    for node in model.graph.node:  # ONNX nodes are in topological order
+        if reached & set(node.input):
+            reached |= set(node.output)
+            names.add(node.name)
+    return names

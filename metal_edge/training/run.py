@@ -1,0 +1,252 @@
+"""A run on disk: what it was trained on and how, its resumable state, its checkpoint.
+
+Layout::
+
+    RUN/
+      run.json                 dataset, split by content hash, preprocessing, configuration
+      state.safetensors        only while training is unfinished
+      checkpoint.safetensors   best weights, with the architecture in the header
+      history.json             losses per epoch
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from metal_edge.data import (
+    GoodSplit,
+    check_images,
+    load_dataset,
+    load_images,
+    split_good,
+    to_record,
+)
+from metal_edge.domain import Preprocess
+from metal_edge.errors import DataError, MissingInputError, OutputError
+from metal_edge.models.checkpoint import build_model, save_checkpoint
+from metal_edge.models.metal import MetalConfig
+from metal_edge.training.config import TrainConfig
+from metal_edge.training.loop import Progress, Stop, Trainer
+
+RECORD = "run.json"
+STATE = "state.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+HISTORY = "history.json"
+
+
+class RunRecord(BaseModel):
+    """Everything that determines a run's result."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    dataset: str
+    preprocess: Preprocess
+    split: dict[str, Any]
+    network: MetalConfig
+    training: TrainConfig
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over images and configuration; where the data set lies does not matter."""
+        content = self.model_dump(mode="json", exclude={"dataset"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run about to be trained: its record and the samples behind it."""
+
+    record: RunRecord
+    split: GoodSplit
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training left behind."""
+
+    stop: Stop
+    epochs: int
+    steps: int
+    elapsed_s: float
+    best_loss: float
+    parameters: int
+
+
+def plan_run(
+    dataset: Path,
+    network: MetalConfig,
+    training: TrainConfig,
+    crop: tuple[int, int, int, int] | None = None,
+    allow_mixed_sizes: bool = False,
+) -> Plan:
+    """Reads a data folder (headers and hashes only) and decides who is trained on.
+
+    Raises:
+        MissingInputError, DataError: see `data`.
+    """
+    root = dataset.expanduser().resolve()
+    found = load_dataset(root)
+    source = check_images(found.train, allow_mixed_sizes)
+    split = split_good(found.train, training.seed)
+    size = network.image_size
+    preprocess = Preprocess(source.width, source.height, size, size, crop)
+    record = RunRecord(
+        dataset=str(root),
+        preprocess=preprocess,
+        split=to_record(split, root),
+        network=network,
+        training=training,
+    )
+    return Plan(record, split)
+
+
+def read_record(run: Path) -> RunRecord:
+    """Opens RUN/run.json.
+
+    Raises:
+        MissingInputError: no run there.
+        DataError: the record is damaged.
+    """
+    path = run / RECORD
+    if not path.is_file():
+        raise MissingInputError(
+            f"{run} is not a run (no {RECORD})",
+            f"make one with `metal-edge train DATASET -o {run}`",
+        )
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        raise DataError(f"{path} cannot be read ({_first_line(error)})", "train again") from error
+
+
+def is_complete(run: Path) -> bool:
+    """Whether training ended there."""
+    return (run / CHECKPOINT).is_file() and not (run / STATE).exists()
+
+
+def claim(run: Path, plan: Plan, fresh: bool) -> None:
+    """Makes sure `run` may be written: new, empty, or the same run begun before.
+
+    Raises:
+        OutputError: something else lies there.
+    """
+    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+        return
+    if not (run / RECORD).is_file():
+        raise OutputError(f"{run} exists and is not a run", "choose another folder with -o")
+    if fresh:
+        shutil.rmtree(run)
+    elif read_record(run).fingerprint != plan.record.fingerprint:
+        raise OutputError(
+            f"{run} holds a run with other images or options",
+            "choose another folder with -o, or replace it with --fresh",
+        )
+
+
+def train_run(
+    run: Path,
+    plan: Plan,
+    *,
+    seconds: Callable[[], float],
+    on_load: Callable[[int, int], None] = lambda _done, _total: None,
+    on_resume: Callable[[int], None] = lambda _epoch: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Trains (or goes on training) the planned run and writes its checkpoint.
+
+    Nothing is written before every image was decoded. When interrupted, the state is saved and
+    the outcome says so; the same call goes on later.
+
+    Raises:
+        MetalEdgeError: unusable images, an unwritable place, or a diverging loss.
+    """
+    record = plan.record
+    images = torch.from_numpy(_load(plan, on_load))
+    boundary = len(plan.split.train)
+    write_text(run / RECORD, record.model_dump_json(indent=2) + "\n")
+    torch.manual_seed(record.training.seed)
+    model = build_model(record.network)
+    trainer = Trainer(
+        model,
+        images[:boundary],
+        images[boundary:],
+        record.training,
+        state_file=run / STATE,
+        fingerprint=record.fingerprint,
+        seconds=seconds,
+    )
+    if trainer.resume():
+        on_resume(trainer.position.epoch)
+    stop = trainer.run(on_progress, interrupted)
+    outcome = Outcome(
+        stop,
+        trainer.position.epoch,
+        trainer.position.step,
+        trainer.position.elapsed_s,
+        trainer.position.best_loss,
+        sum(p.numel() for p in model.parameters()),
+    )
+    if stop is not Stop.INTERRUPTED:
+        _finish(run, trainer, record)
+    return outcome
+
+
+def _load(plan: Plan, on_load: Callable[[int, int], None]) -> NDArray[np.uint8]:
+    """uint8 [train + val, S, S, 3], training images first."""
+    size = plan.record.preprocess
+    samples = (*plan.split.train, *plan.split.val)
+    return load_images(samples, size.width, size.height, size.crop, on_load)
+
+
+def _finish(run: Path, trainer: Trainer, record: RunRecord) -> None:
+    position = trainer.position
+    write_text(run / HISTORY, json.dumps(position.history, indent=1) + "\n")
+    meta = {
+        "run": record.fingerprint,
+        "best_epoch": position.best_epoch,
+        "val_loss": position.best_loss,
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+    }
+    save_checkpoint(run / CHECKPOINT, trainer.model, meta)
+    (run / STATE).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small text file atomically.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path} ({error.strerror or error})",
+            "free space there or choose another place",
+        ) from error
+    finally:
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

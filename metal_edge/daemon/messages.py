@@ -137,6 +137,7 @@ def model_payload(
 ) -> dict[str, Any]:
     """Payload of `model`: what decides, and the promise its threshold carries."""
     manifest = bundle.manifest
+    described = manifest.model_dump(mode="json")
     return {
         "schema": SCHEMA,
         "session_id": identity.session_id,
@@ -147,7 +148,7 @@ def model_payload(
         "created": manifest.created_utc,
         "precision": manifest.precision,
         "backend": manifest.backend,
-        "preprocess": manifest.preprocess.model_dump(mode="json"),
+        "preprocess": described["preprocess"],
         "thresholds": bundle.thresholds.model_dump(mode="json"),
         "golden": {
             "images": len(bundle.golden.images),

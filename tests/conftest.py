@@ -1,0 +1,1 @@
+"""Lies here so that pytest puts `tests/` on the path: test modules import `support.*`."""

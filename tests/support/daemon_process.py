@@ -1,0 +1,92 @@
+"""The daemon as its own process, with settings in a TOML file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+from support.broker import Broker, Listener, wait_until
+
+STATION = "metal/v1/enterprise/site/area/line/station"
+
+
+def write_settings(path: Path, broker: Broker, **sections: dict[str, Any] | str | float) -> Path:
+    """A line.toml: bundle, folder camera and broker, changed and completed by `sections`."""
+    values: dict[str, Any] = {
+        "bundle": "bundle",
+        "camera": {"kind": "folder", "uri": "images", "timeout_s": 1.0},
+        "mqtt": {"host": broker.host, "port": broker.port},
+        "decision": {"deadline_ms": 5000},
+    }
+    for name, value in sections.items():
+        if isinstance(value, dict):
+            values[name] = {**values.get(name, {}), **value}
+        else:
+            values[name] = value
+    plain = [f"{k} = {_toml(v)}" for k, v in values.items() if not isinstance(v, dict)]
+    tables = [
+        "\n".join([f"[{name}]", *(f"{k} = {_toml(v)}" for k, v in value.items())])
+        for name, value in values.items()
+        if isinstance(value, dict)
+    ]
+    path.write_text("\n".join([*plain, *tables]) + "\n", encoding="utf-8")
+    return path
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else f'"{value}"'
+
+
+class Daemon:
+    """`python -m metal_edge.daemon`, its standard error in a file."""
+
+    def __init__(self, config: Path, environment: dict[str, str] | None = None) -> None:
+        self._errors = config.with_suffix(".stderr")
+        with self._errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "metal_edge.daemon", "--config", str(config)],
+                stderr=errors,
+                stdout=errors,
+                env={**os.environ, **(environment or {})},
+            )
+
+    @property
+    def log(self) -> str:
+        return self._errors.read_text(encoding="utf-8")
+
+    def armed(self, listener: Listener) -> dict[str, Any]:
+        """Waits for the birth; gives its payload."""
+
+        def born() -> dict[str, Any] | None:
+            assert self.process.poll() is None, f"daemon ended early:\n{self.log}"
+            found = [h.data for h in listener.all("state") if h.data["status"] == "online"]
+            return found[-1] if found else None
+
+        state = wait_until(born, "the daemon's birth", 20)
+        assert isinstance(state, dict)
+        return state
+
+    def exit_code(self, timeout_s: float = 20.0) -> int:
+        """Waits for the end."""
+        return self.process.wait(timeout_s)
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.exit_code(10)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait(10)
+        sys.stdout.write(self.log)  # pytest shows it when the test fails

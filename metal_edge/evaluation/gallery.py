@@ -37,6 +37,7 @@ _PAPER, _INK, _SOFT, _LINE, _EMPTY = (
     (243, 245, 247),
 )
 _GREEN, _RED, _AMBER, _CYAN = (26, 127, 75), (196, 43, 43), (176, 113, 0), (0, 200, 210)
+_PLAIN_DASHES = str.maketrans("–—", "--")  # not in the font
 _CHIP = {Verdict.PASS: _GREEN, Verdict.REJECT: _RED, Verdict.UNKNOWN: _AMBER}
 
 
@@ -141,6 +142,7 @@ def _draw_row(sheet: PIL.Image.Image, y: int, row: Row, height: int, scale: Scal
         rows, columns = fitted.shape[:2]
         at = (x + (TILE - columns) // 2, y + (height - rows) // 2)
         sheet.paste(PIL.Image.fromarray(fitted), at)
+        draw.rectangle((x, y, x + TILE - 1, y + height - 1), outline=_LINE)
 
 
 def _tiles(row: Row, scale: Scale) -> list[tuple[Image | None, str]]:
@@ -170,22 +172,18 @@ def _caption(draw: ImageDraw.ImageDraw, y: int, record: ImageRecord, scale: Scal
         _text(draw, (_MARGIN, y + 71), ratio, 13, color=_SOFT, width=width)
     if record.verdict is not None:
         chip = _chip(draw, (_MARGIN, y + 97), record.verdict.value.upper(), _CHIP[record.verdict])
-        _text(
-            draw,
-            (chip + 10, y + 101),
-            _judgement(record),
-            13,
-            color=_SOFT,
-            width=_MARGIN + width - chip,
-        )
+        words, color = _judgement(record)
+        _text(draw, (chip + 10, y + 100), words, 14, color=color, width=_MARGIN + width - chip)
 
 
-def _judgement(record: ImageRecord) -> str:
+def _judgement(record: ImageRecord) -> tuple[str, Color]:
     if record.missed:
-        return "missed defect"
+        return "missed defect", _RED
     if record.false_reject:
-        return "false reject"
-    return "no score" if record.verdict is Verdict.UNKNOWN else "correct"
+        return "false reject", _RED
+    if record.verdict is Verdict.UNKNOWN:
+        return "no score", _AMBER
+    return "correct", _SOFT
 
 
 def _chip(draw: ImageDraw.ImageDraw, at: tuple[int, int], words: str, color: Color) -> int:
@@ -247,7 +245,8 @@ def _text(
 ) -> None:
     """One line, cut with an ellipsis where it would not fit."""
     font = _font(size)
-    shown = words
+    words = words.translate(_PLAIN_DASHES)
+    shown = words = "".join(c if _has_glyph(c) else "?" for c in words)
     while font.getlength(shown) > width and len(words) > 1:
         words = words[:-1]
         shown = words + "..."
@@ -260,6 +259,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise TypeError("Pillow was built without FreeType")
     return font
+
+
+@cache
+def _has_glyph(character: str) -> bool:
+    """Whether the font draws it; the one inside Pillow covers Latin scripts only."""
+    font = _font(16)
+    return character == " " or bytes(font.getmask(character)) != bytes(font.getmask("\uffff"))
 
 
 def file_name(path: Path) -> str:

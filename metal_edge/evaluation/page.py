@@ -70,10 +70,10 @@ def render_page(
 
 
 def figure_text(value: float | None) -> str:
-    """Four decimals, cut rather than rounded: .99996 must not read as a perfect 1.0000."""
+    """Four decimals; only a perfect figure reads 1.0000."""
     if value is None:
         return "-"
-    return f"{np.floor(value * 10_000 + 1e-9) / 10_000:.4f}"
+    return f"{value if value == 1 else min(value, 0.9999):.4f}"
 
 
 def _facts(details: Mapping[str, str]) -> str:

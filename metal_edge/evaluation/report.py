@@ -68,22 +68,18 @@ def write_report(
 
 
 def choose_pictures(result: EvaluationResult) -> list[Choice]:
-    """Typical images of each label (spread over its scores), then the worst of each mistake."""
-    labels = result.labels
-    names = sorted(labels, key=lambda name: (name != GOOD, name))[:_MAX_LABELS]
+    """Images of each label, spread over its scores, then the worst of each kind of mistake."""
+    names = sorted(result.labels, key=lambda name: (name != GOOD, name))[:_MAX_LABELS]
     each = 2 if len(names) <= _MANY_LABELS else 1
-    choices: list[Choice] = []
+    examples: list[ImageRecord] = []
     for name in names:
-        note = f"{labels[name].images} images"
-        if result.threshold is not None:
-            note = f"{labels[name].rejected} of {labels[name].images} rejected"
-        records = [r for r in result.records if r.sample.label == name]
-        choices.append((name, note, _spread(records, each)))
+        examples += _spread([r for r in result.records if r.sample.label == name], each)
+    note = "median score of each label" if each == 1 else "upper and lower half by score"
+    choices: list[Choice] = [("Examples", note, examples)]
     for title, records in mistakes(result).items():
         if records:
-            choices.append(
-                (title, f"worst {min(WORST, len(records))} of {len(records)}", records[:WORST])
-            )
+            shown = records[:WORST]
+            choices.append((title, f"worst {len(shown)} of {len(records)}", shown))
     return choices
 
 

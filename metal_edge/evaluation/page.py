@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import numpy as np
+from numpy.typing import NDArray
 
+from metal_edge.data import GOOD
 from metal_edge.domain import Verdict
 from metal_edge.evaluation.evaluate import EvaluationResult, ImageRecord, mistakes
 from metal_edge.evaluation.gallery import file_name
 
-_SHOWN = 20  # mistakes listed per kind
+_SHOWN = 10  # mistakes listed per kind
 
 _FIGURES = {
     "image_auroc": ("Image AUROC", "an anomalous image outscores a good one this often"),
@@ -24,7 +27,7 @@ _FIGURES = {
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2128; --soft: #68707a; --line: #dee2e7; --red: #c42b2b;
-  --green: #1a7f4b; --amber: #b07100; }
+  --green: #1a7f4b; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff;
   max-width: 1290px; margin: 2.5rem auto; padding: 0 1.5rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
@@ -33,10 +36,10 @@ table { border-collapse: collapse; } th { font-weight: 500; text-align: left; }
 th, td { padding: .35rem 1.4rem .35rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-.pair { display: flex; flex-wrap: wrap; gap: 0 4rem; }
+.pair { display: flex; flex-wrap: wrap; gap: 0 4rem; } .pair p { max-width: 24rem; }
 .bar { display: inline-block; width: 10rem; height: .6rem; background: #eceff2; }
 .bar i { display: block; height: 100%; background: var(--green); }
-.pass { color: var(--green); } .reject { color: var(--red); } .unknown { color: var(--amber); }
+.bar i.good { background: var(--red); }
 img, svg { max-width: 100%; height: auto; } a { color: inherit; }
 """
 
@@ -57,7 +60,7 @@ def render_page(
         _histogram(result),
         "<h2>By label</h2>",
         _labels(result),
-        *_mistakes(result),
+        f'<div class="pair">{"".join(_mistakes(result))}</div>',
         "<h2>Gallery</h2>",
         f'<img alt="images, truth, anomaly maps and verdicts" src="{source}">',
     ]
@@ -108,26 +111,30 @@ def _verdicts(result: EvaluationResult) -> str:
 
 
 def _labels(result: EvaluationResult) -> str:
+    """Defects first, then good: rejecting is right for the former only, hence another colour."""
     rows = []
-    for name, counts in result.labels.items():
+    for name in sorted(result.labels, key=lambda name: (name == GOOD, name)):
+        counts = result.labels[name]
         row = [escape(name), str(counts.images)]
         if result.threshold is not None:
-            rate = counts.reject_rate
-            bar = f'<span class="bar"><i style="width:{100 * rate:.1f}%"></i></span>'
-            row += [str(counts.rejected), str(counts.unknown), f"{100 * rate:.1f} %", bar]
+            rate = 100 * counts.reject_rate
+            meaning = "false reject rate" if name == GOOD else "recall"
+            kind = ' class="good"' if name == GOOD else ""
+            bar = f'<span class="bar"><i{kind} style="width:{rate:.1f}%"></i></span>'
+            row += [str(counts.rejected), str(counts.unknown), bar, f"{rate:.1f} % {meaning}"]
         rows.append(row)
     head = ["Label", "Images"]
     if result.threshold is not None:
-        head += ["Rejected", "Unknown", "Reject rate", ""]
-    return _table(head, rows, numeric={1, 2, 3, 4})
+        head += ["Rejected", "Unknown", "", ""]
+    return _table(head, rows, numeric={1, 2, 3})
 
 
 def _mistakes(result: EvaluationResult) -> Iterable[str]:
     if result.threshold is None:
         return
     for title, records in mistakes(result).items():
-        yield f"<h2>{title} ({len(records)})</h2>"
-        yield _mistake_table(records) if records else "<p class='soft'>None.</p>"
+        table = _mistake_table(records) if records else '<p class="soft">None.</p>'
+        yield f"<section><h2>{title} ({len(records)})</h2>{table}</section>"
 
 
 def _mistake_table(records: Sequence[ImageRecord]) -> str:
@@ -149,31 +156,41 @@ def _histogram(result: EvaluationResult) -> str:
         return '<p class="soft">No image got a score.</p>'
     values = np.array([score for score, _ in scored])
     good = np.array([is_good for _, is_good in scored])
-    ends = values if result.threshold is None else np.append(values, result.threshold)
-    low, high = float(ends.min()), float(ends.max())
-    span = (high - low) or 1.0
-    width, middle, bins = 900, 90, 60
+    first, step, bins = _bins(values, result.threshold)
+    width, middle = 900, 90
+    edges = first + step * np.arange(bins + 1)
     bars = []
     for kind, color, up in ((good, "#7a8794", True), (~good, "#c42b2b", False)):
-        counts, _ = np.histogram(values[kind], bins, (low, low + span))
+        counts, _ = np.histogram(values[kind], edges)
         for index in np.flatnonzero(counts):
-            tall = max(1.0, 80 * counts[index] / counts.max())
+            tall = 80 * counts[index] / counts.max()
             y = middle - tall if up else middle
             bars.append(
                 f'<rect x="{index * width / bins:.1f}" y="{y:.1f}" width="{width / bins - 1:.1f}"'
                 f' height="{tall:.1f}" fill="{color}"/>'
             )
     if result.threshold is not None:
-        x = width * (result.threshold - low) / span
+        x = width * (result.threshold - first) / (step * bins)
         bars.append(f'<path d="M{x:.1f} 0V180" stroke="#1c2128" stroke-dasharray="4 3"/>')
     return (
         f'<svg viewBox="0 0 {width} 180" width="{width}" role="img"'
         f' aria-label="score histogram">{"".join(bars)}'
         f'<path d="M0 {middle}H{width}" stroke="#dee2e7"/></svg>'
-        f'<p class="soft">Scores from {low:.4g} to {low + span:.4g}: good images grey above the'
+        f'<p class="soft">Scores from {edges[0]:.4g} to {edges[-1]:.4g}: good images grey above the'
         " axis, anomalous ones red below it, each scaled to its own peak; the dashed line is the"
         " threshold.</p>"
     )
+
+
+def _bins(values: NDArray[np.float64], threshold: float | None) -> tuple[float, float, int]:
+    """First edge, width and number of bins; the threshold lies on an edge, so no bar straddles."""
+    ends = values if threshold is None else np.append(values, threshold)
+    low, high = float(ends.min()), float(ends.max())
+    step = (high - low) / 60 or 1.0
+    anchor = low if threshold is None else threshold
+    below = math.ceil((anchor - low) / step)
+    above = math.floor((high - anchor) / step) + 1
+    return anchor - below * step, step, below + above
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: set[int]) -> str:

@@ -112,6 +112,7 @@ class Line:
         """Newest frame wins. A frame, or a silence of `timeout_s`, is an event of its own."""
         number = 0
         while not self._parts.stop.requested():
+            self._breathe()
             number += 1
             asked_ns = self._clock.mono_ns()
             try:

@@ -174,6 +174,14 @@ def test_free_run_shows_every_picture_of_the_folder_and_ends_cleanly(
     assert decisions == [("bad.png", "reject"), ("good.png", "pass")]
 
 
+def test_heartbeats_go_on_in_free_run(start: StartDaemon, listener: Listener) -> None:
+    """Frames that come faster than beats must not crowd the beats out."""
+    start(camera={"mode": "latest", "fps": 200, "loop": True}).armed(listener)
+    listener.wipe()
+    wait_until(lambda: len(listener.all("heartbeat")) >= 6, "six beats", 3)
+    assert len(listener.all("decision")) > 20
+
+
 def write_black_video(path: Path, frames: int) -> None:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32))
     assert writer.isOpened()

@@ -1,0 +1,112 @@
+"""What the service manager sees: notifications on a real socket, and the unit file itself."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support.broker import Listener, wait_until
+
+if TYPE_CHECKING:
+    from conftest import StartDaemon
+
+UNIT = Path(__file__).parents[2] / "systemd" / "metal-edge@.service"
+needs_systemd_analyze = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
+)
+
+
+class Manager:
+    """The receiving end of NOTIFY_SOCKET."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
+        self._socket.settimeout(0)
+
+    def heard(self, seen: list[str]) -> list[str]:
+        """Adds what has come since to `seen`."""
+        while True:
+            try:
+                seen.extend(self._socket.recv(4096).decode().splitlines())
+            except BlockingIOError:
+                return seen
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+    path = str(tmp_path / "notify") if request.param == "path" else f"@metal-{uuid.uuid4()}"
+    receiver = Manager(path)
+    yield receiver
+    receiver.close()
+
+
+@pytest.mark.timeout(60)
+def test_ready_watchdog_and_stopping(
+    start: StartDaemon, listener: Listener, manager: Manager
+) -> None:
+    seen: list[str] = []
+    daemon = start({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1000000"})
+    wait_until(lambda: manager.heard(seen).count("WATCHDOG=1") >= 3, "three signs of life", 20)
+    assert seen.count("READY=1") == 1
+    assert seen.index("READY=1") < seen.index("WATCHDOG=1")
+    # READY means armed: the birth was on the wire before.
+    assert listener.wait("state").data["status"] == "online"
+    assert "STOPPING=1" not in seen
+    assert daemon.stop() == 0
+    assert "STOPPING=1" in manager.heard(seen)
+
+
+@pytest.mark.timeout(60)
+def test_a_line_that_cannot_be_armed_never_says_ready(start: StartDaemon, manager: Manager) -> None:
+    daemon = start({"NOTIFY_SOCKET": manager.address}, bundle="nowhere")
+    assert daemon.exit_code() == 66
+    assert "READY=1" not in manager.heard([])
+
+
+@pytest.mark.timeout(60)
+def test_no_watchdog_for_another_process(
+    start: StartDaemon, listener: Listener, manager: Manager
+) -> None:
+    watchdog = {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}
+    daemon = start({"NOTIFY_SOCKET": manager.address, **watchdog})
+    daemon.armed(listener)
+    wait_until(lambda: len(listener.all("heartbeat")) > 5, "heartbeats")
+    assert "WATCHDOG=1" not in manager.heard([])
+    daemon.process.send_signal(signal.SIGTERM)
+
+
+@needs_systemd_analyze
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    """Verified as an instance; the program it starts is not installed here."""
+    text = UNIT.read_text(encoding="utf-8").replace("/opt/metal-edge/bin/metal-edge", "/bin/true")
+    unit = tmp_path / "metal-edge@.service"
+    unit.write_text(text, encoding="utf-8")
+    result = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(unit)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    complaints = [row for row in result.stderr.splitlines() if "metal-edge" in row]
+    assert complaints == []
+    assert result.returncode == 0, result.stderr
+
+
+@needs_systemd_analyze
+def test_the_unit_is_sandboxed() -> None:
+    """Exposure goes from 10 (bare: 9.6) to 0; systemd counts it in tenths here."""
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=25", str(UNIT)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout

@@ -104,7 +104,7 @@ def linear_layers(model: onnx.ModelProto) -> list[str]:
     postprocessing, which stays FP32: it is told apart by what follows the reconstruction.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
-    first_after = _nodes_after_reconstruction(model)
+    first_after = nodes_after_reconstruction(model)
     return [
         node.name
         for node in model.graph.node
@@ -114,7 +114,7 @@ def linear_layers(model: onnx.ModelProto) -> list[str]:
     ]
 
 
-def _nodes_after_reconstruction(model: onnx.ModelProto) -> set[str]:
+def nodes_after_reconstruction(model: onnx.ModelProto) -> set[str]:
     """Nodes downstream of the subtraction that forms the reconstruction error."""
     reached = {out for node in model.graph.node if node.op_type == "Sub" for out in node.output}
     names = set()

@@ -157,34 +157,53 @@ def claim(run: Path, plan: Plan, fresh: bool) -> None:
         )
 
 
+def load_plan(plan: Plan, on_load: Callable[[int, int], None]) -> NDArray[np.uint8]:
+    """uint8 [train + val, S, S, 3], training images first; nothing is written yet.
+
+    Raises:
+        MissingInputError, DataError: an image that cannot be used.
+    """
+    size = plan.record.preprocess
+    samples = (*plan.split.train, *plan.split.val)
+    return load_images(samples, size.width, size.height, size.crop, on_load)
+
+
 def train_run(
     run: Path,
     plan: Plan,
+    images: NDArray[np.uint8],
     *,
     seconds: Callable[[], float],
-    on_load: Callable[[int, int], None] = lambda _done, _total: None,
     on_resume: Callable[[int], None] = lambda _epoch: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Trains (or goes on training) the planned run and writes its checkpoint.
 
-    Nothing is written before every image was decoded. When interrupted, the state is saved and
-    the outcome says so; the same call goes on later.
+    When interrupted, the state is saved and the outcome says so; the same call goes on later.
+
+    Args:
+        run: the run's folder, claimed before.
+        plan: from `plan_run`.
+        images: from `load_plan`.
+        seconds: a monotonic clock.
+        on_resume: told the epoch from which an earlier sitting goes on.
+        on_progress: called after every batch.
+        interrupted: asked after every batch.
 
     Raises:
-        MetalEdgeError: unusable images, an unwritable place, or a diverging loss.
+        MetalEdgeError: an unwritable place, or a diverging loss.
     """
     record = plan.record
-    images = torch.from_numpy(_load(plan, on_load))
+    pixels = torch.from_numpy(images)
     boundary = len(plan.split.train)
     write_text(run / RECORD, record.model_dump_json(indent=2) + "\n")
     torch.manual_seed(record.training.seed)
     model = build_model(record.network)
     trainer = Trainer(
         model,
-        images[:boundary],
-        images[boundary:],
+        pixels[:boundary],
+        pixels[boundary:],
         record.training,
         state_file=run / STATE,
         fingerprint=record.fingerprint,
@@ -204,13 +223,6 @@ def train_run(
     if stop is not Stop.INTERRUPTED:
         _finish(run, trainer, record)
     return outcome
-
-
-def _load(plan: Plan, on_load: Callable[[int, int], None]) -> NDArray[np.uint8]:
-    """uint8 [train + val, S, S, 3], training images first."""
-    size = plan.record.preprocess
-    samples = (*plan.split.train, *plan.split.val)
-    return load_images(samples, size.width, size.height, size.crop, on_load)
 
 
 def _finish(run: Path, trainer: Trainer, record: RunRecord) -> None:

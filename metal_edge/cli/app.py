@@ -1,0 +1,302 @@
+"""The `metal-edge` command: options and help here, heavy imports inside each command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from metal_edge import __version__
+from metal_edge.cli.console import say
+from metal_edge.errors import ExitCode, MetalEdgeError
+
+app = typer.Typer(
+    name="metal-edge",
+    help="Visual inspection for production lines: train on good parts, deploy, decide.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class PrecisionName(StrEnum):
+    """Choices of --precision."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class BackendName(StrEnum):
+    """Choices of --backend."""
+
+    AUTO = "auto"
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+
+
+class PresetName(StrEnum):
+    """Choices of --preset."""
+
+    PRODUCTS = "products"
+    TEXTURES = "textures"
+
+
+class MaskName(StrEnum):
+    """Choices of --mask."""
+
+    OFF = "off"
+    ZERO = "zero"
+    NEG_INF = "neg_inf"
+
+
+class TrainPrecisionName(StrEnum):
+    """Choices of --train-precision."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class MixedSizes(StrEnum):
+    """Choices of --mixed-sizes."""
+
+    REFUSE = "refuse"
+    RESIZE = "resize"
+
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="folder made by `train`")]
+RunOrBundle = Annotated[
+    Path, typer.Argument(metavar="RUN|BUNDLE", help="folder made by `train` or `build-engine`")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="data set, if not the one that was trained on")
+]
+RateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--false-reject-rate",
+        help="share of good parts that may be rejected, e.g. 0.01; default: the tightest of"
+        " 0.01, 0.02, 0.05, 0.1, 0.2 that the held-out images can guarantee",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="ONNX Runtime threads")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    if version:
+        typer.echo(f"metal-edge {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(epilog="Example: metal-edge train ./bottle -o runs/bottle --max-minutes 5")
+def train(
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATASET", help="folder of good images, or MVTec layout (train/good, test/...)"
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder of the run")],
+    preset: Annotated[
+        PresetName, typer.Option(help="MeTAL depth: products 1 block, textures 2 (paper, Table 2)")
+    ] = PresetName.PRODUCTS,
+    mask: Annotated[
+        MaskName, typer.Option(help="what becomes of a patch's attention to itself")
+    ] = MaskName.ZERO,
+    recipe: Annotated[
+        str, typer.Option(help="`fast`: cosine run in a time budget; `paper`: constant rate, 3000")
+    ] = "fast",
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(min=0.05, help="training time; default 10 for fast, none for paper"),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="at most so many epochs")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=1e-8, max=1.0)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="decides split, weights and order")] = 0,
+    crop: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="part of the frame to inspect, in pixels")
+    ] = None,
+    mixed_sizes: Annotated[
+        MixedSizes, typer.Option(help="what to do with images of different sizes")
+    ] = MixedSizes.REFUSE,
+    train_precision: Annotated[
+        TrainPrecisionName, typer.Option(help="arithmetic of training; auto: bf16 where native")
+    ] = TrainPrecisionName.AUTO,
+    fresh: Annotated[bool, typer.Option("--fresh", help="discard what is in RUN")] = False,
+) -> None:
+    """Train MeTAL on good parts. Stopped by Ctrl-C or a crash? The same command goes on."""
+    from metal_edge.cli.train import TrainOptions, run_train
+
+    run_train(
+        dataset,
+        out,
+        TrainOptions(
+            preset=preset.value,
+            mask=mask.value,
+            recipe=recipe,
+            max_minutes=max_minutes,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            crop=crop,
+            mixed_sizes=mixed_sizes is MixedSizes.RESIZE,
+            train_precision=train_precision.value,
+            fresh=fresh,
+        ),
+    )
+
+
+@app.command(epilog="Example: metal-edge evaluate runs/bottle --json")
+def evaluate(
+    model: RunOrBundle,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="folder of the report")] = None,
+    threads: ThreadsOption = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure on the test part of a data set; write report.html, report.json and gallery.png."""
+    from metal_edge.cli.evaluate import run_evaluate
+
+    run_evaluate(model, data, out, threads, as_json)
+
+
+@app.command(epilog="Example: metal-edge calibrate runs/bottle --false-reject-rate 0.02")
+def calibrate(
+    run: RunPath,
+    rate: RateOption = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="further good images, never trained on")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose the threshold from held-out good parts, with a guaranteed false-reject rate."""
+    from metal_edge.cli.build import run_calibrate
+
+    run_calibrate(run, rate, images, as_json)
+
+
+@app.command(epilog="Example: metal-edge export runs/bottle -o bottle.onnx")
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option("-o", "--out", help="ONNX file to write")],
+) -> None:
+    """Write the FP32 ONNX graph (pre- and postprocessing inside), compared with the checkpoint."""
+    from metal_edge.cli.build import run_export
+
+    run_export(run, out)
+
+
+@app.command(
+    epilog="Example: metal-edge build-engine runs/bottle --precision int8 -o bottle.bundle"
+)
+def build_engine(
+    run: RunPath,
+    out: Annotated[Path, typer.Option("-o", "--out", help="bundle folder to write")],
+    precision: Annotated[PrecisionName, typer.Option(help="arithmetic of the network")] = (
+        PrecisionName.FP16
+    ),
+    backend: Annotated[
+        BackendName, typer.Option(help="auto: TensorRT where it is present, else ONNX Runtime")
+    ] = BackendName.AUTO,
+    rate: RateOption = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="further good images for the threshold")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build the deployable bundle: precision in the graph, threshold, golden images, hashes."""
+    from metal_edge.cli.build import run_build_engine
+
+    run_build_engine(run, out, precision.value, backend.value, rate, images, as_json)
+
+
+@app.command(epilog="Example: metal-edge run --config /etc/metal-edge/line1.toml")
+def run(
+    config: Annotated[Path, typer.Option("-c", "--config", help="the line's settings (TOML)")],
+) -> None:
+    """Run the daemon beside the line: camera, inference, decision over MQTT."""
+    from metal_edge.daemon.service import run_daemon
+    from metal_edge.settings import load_settings
+
+    raise typer.Exit(run_daemon(load_settings(config)))
+
+
+@app.command(epilog="Example: metal-edge bench bottle.bundle bottle-fp32.bundle --frames 200")
+def bench(
+    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="compared in one run")],
+    frames: Annotated[int, typer.Option(min=10, help="timed frames per bundle")] = 200,
+    threads: ThreadsOption = 1,
+    batch: Annotated[int, typer.Option(min=1, help="images per call")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Time bundles, taking turns: latency percentiles, throughput, ratios."""
+    from metal_edge.cli.bench import run_bench
+
+    run_bench(bundles, frames, threads, batch, as_json)
+
+
+@app.command(epilog="Example: metal-edge doctor --config /etc/metal-edge/line1.toml")
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", help="check this line's settings as well")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check this machine and, with --config, a line: what is wrong and what to do."""
+    from metal_edge.cli.doctor import run_doctor
+
+    run_doctor(config, as_json)
+
+
+@app.command(epilog="Example: metal-edge demo --data ../shared/data/magnetic_tile")
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder for everything it makes")] = Path(
+        "build/demo"
+    ),
+    data: Annotated[
+        Path | None, typer.Option("--data", help="MVTec-layout folder in place of the simulator")
+    ] = None,
+    parts: Annotated[int, typer.Option(min=10, help="parts on the simulated line")] = 200,
+    minutes: Annotated[float, typer.Option(min=0.05, help="training time")] = 2.0,
+    seed: Annotated[int, typer.Option(min=0, help="of the simulated line")] = 7,
+) -> None:
+    """The whole path on this machine: train, build, daemon, real broker, PLC at the gate."""
+    from metal_edge.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(out, data, parts, minutes, seed))
+
+
+def main() -> None:
+    """Entry point: one line per error, exit codes of sysexits(3)."""
+    try:
+        result = app(standalone_mode=False)
+    except MetalEdgeError as error:
+        say(f"metal-edge: error: {error}")
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        say("metal-edge: interrupted")
+        sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not an error, but nothing more to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.OK)
+    sys.exit(result if isinstance(result, int) else ExitCode.OK)

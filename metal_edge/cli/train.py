@@ -1,0 +1,151 @@
+"""`metal-edge train`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from metal_edge.cli.console import progress, say, say_result, stop_requested
+from metal_edge.errors import ExitCode, SettingsError
+from metal_edge.models.attention import MaskRule
+from metal_edge.models.metal import MetalConfig
+from metal_edge.training.config import Precision, Schedule, TrainConfig
+from metal_edge.training.loop import Progress, Stop
+from metal_edge.training.run import (
+    CHECKPOINT,
+    Outcome,
+    Plan,
+    claim,
+    is_complete,
+    load_plan,
+    plan_run,
+    train_run,
+)
+
+# `paper` is sec. 4.2 and Table 2. `fast` reaches the same quality in minutes on two cores: small
+# batches, a higher rate that falls to zero within the time budget (docs/training.md).
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {
+        "schedule": Schedule.CONSTANT,
+        "learning_rate": 1e-4,
+        "batch_size": 64,
+        "epochs": 3000,
+        "min_epochs": 500,
+        "patience": 50,
+    },
+    "fast": {
+        "schedule": Schedule.COSINE,
+        "learning_rate": 5e-4,
+        "batch_size": 16,
+        "epochs": 3000,
+        "min_epochs": 3000,
+        "max_minutes": 10.0,
+    },
+}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The command's options as given; None means the recipe decides."""
+
+    preset: str
+    mask: str
+    recipe: str
+    max_minutes: float | None
+    epochs: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    seed: int
+    crop: str | None
+    mixed_sizes: bool
+    train_precision: str
+    fresh: bool
+
+
+def run_train(dataset: Path, out: Path, options: TrainOptions) -> None:
+    """Plans, trains or goes on training, and says what came out."""
+    plan = plan_run(
+        dataset,
+        MetalConfig(blocks=1 if options.preset == "products" else 2, mask=MaskRule(options.mask)),
+        train_config(options),
+        parse_crop(options.crop),
+        options.mixed_sizes,
+    )
+    claim(out, plan, options.fresh)
+    if is_complete(out):
+        say_result(f"{out} is already trained with these images and options (--fresh to repeat)")
+        return
+    counts = {side: len(entries) for side, entries in plan.record.split.items()}
+    say(
+        f"{counts['train']} images to train on, {counts['val']} to watch the loss,"
+        f" {counts['calibration']} held out for the threshold"
+    )
+    outcome = _train(out, plan)
+    if outcome.stop is Stop.INTERRUPTED:
+        say(f"stopped in epoch {outcome.epochs + 1}; the same command goes on from there")
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    say_result(
+        f"{out / CHECKPOINT}: {outcome.parameters:,} parameters, {outcome.steps} steps in"
+        f" {outcome.elapsed_s:.0f} s, validation loss {outcome.best_loss:.4f} ({outcome.stop})"
+    )
+
+
+def _train(out: Path, plan: Plan) -> Outcome:
+    with progress("reading images") as advance:
+        images = load_plan(plan, lambda done, total: advance(done, total, ""))
+    with stop_requested() as asked, progress("training") as advance:
+
+        def on_progress(p: Progress) -> None:
+            note = f"epoch {p.epoch + 1}  loss {p.loss:.4f}  best {p.best_loss:.4f}"
+            advance(round(1000 * p.fraction), 1000, note)
+
+        return train_run(
+            out,
+            plan,
+            images,
+            seconds=time.monotonic,
+            on_resume=lambda epoch: say(f"going on from epoch {epoch + 1}"),
+            on_progress=on_progress,
+            interrupted=asked,
+        )
+
+
+def train_config(options: TrainOptions) -> TrainConfig:
+    """The recipe with the given options on top.
+
+    Raises:
+        SettingsError: no such recipe.
+    """
+    if options.recipe not in RECIPES:
+        raise SettingsError(
+            f"--recipe {options.recipe} is not known", f"choose one of {', '.join(RECIPES)}"
+        )
+    given = {
+        "max_minutes": options.max_minutes,
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+    }
+    values = RECIPES[options.recipe] | {k: v for k, v in given.items() if v is not None}
+    return TrainConfig(seed=options.seed, precision=Precision(options.train_precision), **values)
+
+
+def parse_crop(text: str | None) -> tuple[int, int, int, int] | None:
+    """`X,Y,W,H` -> four integers.
+
+    Raises:
+        SettingsError: anything else.
+    """
+    if text is None:
+        return None
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        raise SettingsError(f"--crop {text!r} is not X,Y,W,H", "e.g. --crop 40,0,512,512") from None
+    if min(x, y) < 0 or min(width, height) < 1:
+        raise SettingsError(f"--crop {text!r} is empty or outside", "e.g. --crop 40,0,512,512")
+    return x, y, width, height

@@ -1,0 +1,105 @@
+"""Payloads: always JSON, never NaN, no secrets, ids that tell copies apart."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metal_edge.daemon.clock import ClockState, read_clock_state
+from metal_edge.daemon.messages import (
+    Identity,
+    Now,
+    config_payload,
+    decision_payload,
+    encode,
+    event_id,
+    iso_utc,
+    state_payload,
+)
+from metal_edge.domain import Decision, Region, TimeSource, Trigger, Verdict
+from metal_edge.settings import CameraSettings, LineSettings, MqttSettings
+
+IDENTITY = Identity("metal/v1/a/b/c/d/e", "session", "cam0", "m", "1", "ab", "onnxruntime-fp32")
+CLOCK = ClockState(True, 12.5)
+floats = st.floats()
+
+
+@given(floats, floats, floats, floats, st.integers(0, 2**62))
+def test_a_decision_is_json_whatever_its_numbers(
+    score: float, threshold: float, peak: float, latency: float, utc_ns: int
+) -> None:
+    decision = Decision(
+        Verdict.UNKNOWN,
+        "not_finite",
+        Trigger("t", "p", 5, 1_000_005),
+        3,
+        score=score,
+        threshold=threshold,
+        regions=(Region(1, 2, 3, 4, 5, peak),),
+        t_exposure_utc_ns=utc_ns,
+        time_source=TimeSource.ARRIVAL,
+        latency_ms={"grab": latency},
+    )
+    payload = decision_payload(decision, IDENTITY, Now(5, utc_ns), CLOCK)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    assert json.loads(encode(payload), parse_constant=refuse) == payload
+    assert payload["deadline_ns"] == utc_ns + 1_000_000
+    assert payload["verdict"] == "unknown"
+
+
+def test_encode_refuses_nan() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        encode({"score": float("nan")})
+
+
+@given(st.integers(0, 4_000_000_000_000_000_000))
+def test_iso_is_the_same_instant_cut_to_microseconds(utc_ns: int) -> None:
+    stamp = datetime.fromisoformat(iso_utc(utc_ns))
+    since = stamp - datetime(1970, 1, 1, tzinfo=UTC)
+    assert (since.days * 86400 + since.seconds) * 10**6 + since.microseconds == utc_ns // 1000
+    assert iso_utc(utc_ns).endswith("Z") and len(iso_utc(utc_ns)) == 27
+
+
+def test_event_ids_differ_by_station_session_and_trigger_and_by_nothing_else() -> None:
+    keys = [("r1", "s1", "t1"), ("r2", "s1", "t1"), ("r1", "s2", "t1"), ("r1", "s1", "t2")]
+    ids = [event_id(*key) for key in keys]
+    assert len(set(ids)) == len(keys)
+    assert ids == [event_id(*key) for key in keys]
+    assert {uuid.UUID(value).version for value in ids} == {5}
+
+
+def test_config_shows_no_secret_but_its_digest_tells_changes_apart() -> None:
+    def config(password: str) -> dict[str, object]:
+        settings = LineSettings(
+            bundle=Path("b"),
+            camera=CameraSettings(
+                kind="rtsp", uri=f"rtsp://u:{password}@host/x", options={"token": password}
+            ),
+            mqtt=MqttSettings(username="edge-user", password_file=Path("/secret-file")),
+        )
+        return config_payload(settings, IDENTITY, 0)
+
+    one, other = config("hunter2"), config("hunter3")
+    text = encode(one).decode()
+    for secret in ("hunter2", "edge-user", "secret-file"):
+        assert secret not in text
+    assert one["sha256"] != other["sha256"]
+
+
+def test_a_last_will_has_no_time() -> None:
+    will = state_payload("offline", IDENTITY, None, ("connection lost",))
+    assert (will["t_publish"], will["status"]) == (None, "offline")
+
+
+def test_the_kernel_tells_about_its_clock() -> None:
+    state = read_clock_state()
+    assert (state.synced is None) == (state.offset_us is None)

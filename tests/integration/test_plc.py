@@ -1,0 +1,412 @@
+"""The PLC simulator as a process, a real mosquitto, and a scripted daemon for its peer.
+
+This file is also that peer: `python test_plc.py PORT ROOT SCRIPT` speaks the daemon's part of
+the protocol, rightly or wrongly as SCRIPT says for each part.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from metal_edge.demo.broker import LocalBroker
+from metal_edge.demo.plc import main
+
+ROOT = "metal/v1/enterprise/site/area/line/station"
+PATIENCE_S = 30.0
+LATE_S = 0.9
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {PATIENCE_S} s for {what}"
+        time.sleep(0.01)
+    return value
+
+
+class Line:
+    """A broker, daemons and a PLC in one folder; everything is ended with the test."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self.stack = stack
+        self.broker = stack.enter_context(LocalBroker())
+        self.log = folder / "gate.jsonl"
+
+    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        out = self.stack.enter_context((self.folder / f"{name}.out").open("wb"))
+        err = self.stack.enter_context((self.folder / f"{name}.err").open("wb"))
+        process = subprocess.Popen([sys.executable, *command], stdout=out, stderr=err)
+        self.stack.callback(end, process)
+        return process
+
+    def daemon(self, script: dict[int, str] | None = None) -> subprocess.Popen[bytes]:
+        script_file = self.folder / "script.json"
+        script_file.write_text(json.dumps(script or {}))
+        return self.start("daemon", __file__, str(self.broker.port), ROOT, str(script_file))
+
+    def plc(self, **options: Any) -> subprocess.Popen[bytes]:
+        values = {
+            "port": self.broker.port,
+            "root": ROOT,
+            "log": self.log,
+            "heartbeat_ms": 300,  # the peer beats at 100 ms: spare time on a busy machine
+            "start_timeout": 20,
+        } | options
+        words = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
+        return self.start("plc", "-m", "metal_edge.demo.plc", *words, "--progress-json")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The gate log's complete lines so far."""
+        return json_lines(self.log) if self.log.exists() else []
+
+    def said(self, name: str = "plc") -> list[dict[str, Any]]:
+        return json_lines(self.folder / f"{name}.out")
+
+    def errors(self) -> str:
+        return (self.folder / "plc.err").read_text()
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1:]]
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[Line]:
+    with ExitStack() as stack:
+        yield Line(tmp_path, stack)
+
+
+def test_every_kind_of_answer_and_its_cause(line: Line) -> None:
+    expected = {
+        "pass": "pass_verdict",
+        "reject": "reject_verdict",
+        "unknown": "unknown_verdict",
+        "silent": "no_decision",
+        "late": "late_decision",
+        "wrong part": "mismatched_id",
+        "wrong trigger": "mismatched_id",
+        "wrong session": "mismatched_id",
+        "twice": "duplicate_decision",
+        "contradictory": "contradictory_decisions",
+        "not json": "malformed_decision",
+        "nan": "malformed_decision",
+        "no score": "malformed_decision",
+        "above threshold": "malformed_decision",
+        "giant": "malformed_decision",
+        "retained": "pass_verdict",  # a live copy of a retained message is not a replay
+    }
+    script = dict(enumerate(expected))
+    line.daemon(script)
+    plc = line.plc(parts=len(script), period_ms=650, gate_delay_ms=600)
+    assert plc.wait(PATIENCE_S) == 0, line.errors()
+    records = line.records()
+    assert [r["part_id"] for r in records] == [f"P-{k:06d}" for k in script]
+    assert {script[k]: r["cause"] for k, r in enumerate(records)} == expected
+    for record in records:
+        proper = record["cause"] == "pass_verdict"
+        assert (record["gate"] == "pass") is proper
+    passed, late = records[0], records[4]
+    assert passed["verdict"] == "pass"
+    assert passed["score"] < passed["threshold"]
+    assert passed["frame_id"] == "frame-0"
+    assert 0 < passed["latency_ms"] <= passed["latency_from_trigger_ms"] + 1
+    assert passed["latency_from_trigger_ms"] + passed["margin_ms"] == pytest.approx(600, abs=300)
+    arrival = passed["decision_arrival_utc_ns"] - passed["t_trigger_utc_ns"]
+    assert arrival / 1e6 == pytest.approx(passed["latency_from_trigger_ms"], abs=5)
+    assert late["margin_ms"] < 0
+    summary = line.said()[-1]
+    assert (summary["event"], summary["logged"], summary["pass"]) == ("summary", len(script), 2)
+    assert summary["decisions_after_gate"] >= 1
+
+
+def test_triggers_carry_what_the_daemon_needs_and_do_not_drift(line: Line) -> None:
+    ids = [f"lot7.{k}" for k in range(30)]
+    id_file = line.folder / "ids.txt"
+    id_file.write_text("\n".join(ids) + "\n\n")
+    line.daemon()
+    plc = line.plc(part_ids=id_file, first_index=5, parts=20, period_ms=100, gate_delay_ms=800)
+    assert plc.wait(PATIENCE_S) == 0, line.errors()
+    records = line.records()
+    assert [r["part_id"] for r in records] == ids[5:25]
+    assert {r["cause"] for r in records} == {"pass_verdict"}
+    times = [r["t_trigger_utc_ns"] / 1e6 for r in records]
+    lags = [t - times[0] - 100 * k for k, t in enumerate(times)]
+    assert abs(lags[-1]) < 90, f"the clock drifts: {lags}"
+    heard = line.said("daemon")
+    assert [h["command"]["part_id"] for h in heard] == ids[5:25]
+    for one in heard:
+        assert set(one["command"]) == {"trigger_id", "part_id", "deadline_ms"}
+        assert 0 < one["command"]["deadline_ms"] < 800
+        assert (one["qos"], one["retain"], one["expiry"]) == (1, False, 10)
+        assert one["correlation"] == one["command"]["trigger_id"]
+        assert one["response_topic"].startswith(f"{ROOT}/response/")
+    assert len({h["command"]["trigger_id"] for h in heard}) == 20
+    gates = [s for s in line.said() if s["event"] == "gate"]
+    assert [g["done"] for g in gates] == list(range(1, 21))
+
+
+def test_kill_9_of_the_daemon_rejects_until_a_new_session(line: Line) -> None:
+    first = line.daemon()
+    plc = line.plc(parts=60, period_ms=150, gate_delay_ms=500)
+    wait_for(lambda: any(r["gate"] == "pass" for r in line.records()), "a first pass")
+    killed_utc_ns = time.time_ns()
+    first.send_signal(signal.SIGKILL)
+    wait_for(lambda: line.records()[-1]["t_trigger_utc_ns"] > killed_utc_ns, "a part after it")
+    seen = len(line.records())
+    second = line.daemon()
+    wait_for(lambda: any(r["gate"] == "pass" for r in line.records()[seen:]), "the new session")
+    assert second.poll() is None
+    plc.send_signal(signal.SIGTERM)
+    assert plc.wait(PATIENCE_S) == 130, line.errors()
+    between = [r for r in line.records()[:seen] if r["t_trigger_utc_ns"] > killed_utc_ns]
+    assert {(r["gate"], r["cause"]) for r in between} == {("reject", "daemon_offline")}
+
+
+def test_a_daemon_that_hangs_is_noticed_by_its_heartbeat(line: Line) -> None:
+    daemon = line.daemon()
+    plc = line.plc(parts=100, period_ms=150, gate_delay_ms=500)
+    wait_for(lambda: any(r["gate"] == "pass" for r in line.records()), "a first pass")
+    daemon.send_signal(signal.SIGSTOP)  # TCP stays up, so no last will yet
+    wait_for(lambda: line.records()[-1]["cause"] == "no_heartbeat", "the heartbeat to run out")
+    seen = len(line.records())
+    daemon.send_signal(signal.SIGCONT)
+    wait_for(lambda: any(r["gate"] == "pass" for r in line.records()[seen:]), "re-arming")
+    plc.send_signal(signal.SIGINT)
+    assert plc.wait(PATIENCE_S) == 130, line.errors()
+    summary = line.said()[-1]
+    assert summary["stopped_by"] == "SIGINT"
+    assert summary["logged"] == len(line.records())
+
+
+def test_an_unhealthy_daemon_passes_nothing(line: Line) -> None:
+    line.daemon({3: "unhealthy"})
+    plc = line.plc(parts=6, period_ms=650, gate_delay_ms=600)
+    assert plc.wait(PATIENCE_S) == 0, line.errors()
+    causes = [r["cause"] for r in line.records()]
+    assert causes == ["pass_verdict"] * 3 + ["daemon_unhealthy"] * 3
+
+
+def test_a_lost_broker_rejects_everything_and_every_part_is_logged(line: Line) -> None:
+    line.daemon()
+    plc = line.plc(parts=20, period_ms=150, gate_delay_ms=500, late_window_ms=100)
+    wait_for(lambda: any(r["gate"] == "pass" for r in line.records()), "a first pass")
+    line.broker.process.send_signal(signal.SIGKILL)
+    killed_utc_ns = time.time_ns()
+    assert plc.wait(PATIENCE_S) == 0, line.errors()
+    records = line.records()
+    assert len(records) == 20
+    after = [r for r in records if r["t_trigger_utc_ns"] > killed_utc_ns]
+    assert {r["cause"] for r in after} == {"broker_lost"}
+    assert line.said()[-1]["triggers_unsent"] >= 1
+
+
+def test_sigterm_leaves_whole_lines_and_a_summary(line: Line) -> None:
+    line.daemon()
+    plc = line.plc(parts=1000, period_ms=20, gate_delay_ms=300)
+    wait_for(lambda: len(line.records()) >= 20, "20 lines")
+    plc.send_signal(signal.SIGTERM)
+    assert plc.wait(PATIENCE_S) == 130, line.errors()
+    assert line.log.read_bytes().endswith(b"\n")
+    summary = line.said()[-1]
+    assert (summary["stopped_by"], summary["logged"]) == ("SIGTERM", len(line.records()))
+    assert line.errors() == ""
+
+
+def test_without_a_daemon_it_gives_up_in_one_line(line: Line) -> None:
+    plc = line.plc(parts=1, start_timeout=0.5)
+    assert plc.wait(PATIENCE_S) == 69
+    assert line.errors().count("\n") == 1
+    assert "no retained state" in line.errors()
+
+
+def test_a_stale_retained_birth_is_no_daemon(line: Line) -> None:
+    """Left behind by a daemon whose last will never came: the broker lost it in a crash."""
+    client = connect(line.broker.port)
+    state = json.dumps({"session_id": "S-gone", "status": "online"})
+    client.publish(f"{ROOT}/state", state, qos=1, retain=True).wait_for_publish(PATIENCE_S)
+    client.disconnect()
+    client.loop_stop()
+    plc = line.plc(parts=1, start_timeout=0.5)
+    assert plc.wait(PATIENCE_S) == 69
+    assert "no_heartbeat" in line.errors()
+    assert line.records() == []
+
+
+def test_without_a_broker_it_says_so(line: Line) -> None:
+    plc = line.plc(parts=1, port=9)  # the discard service, which nobody runs
+    assert plc.wait(PATIENCE_S) == 69
+    assert "no MQTT broker at 127.0.0.1:9" in line.errors()
+    assert line.errors().count("\n") == 1
+
+
+def test_a_full_disk_ends_the_run_with_a_reason(line: Line) -> None:
+    line.daemon()
+    plc = line.plc(parts=3, period_ms=50, gate_delay_ms=300, log="/dev/full")
+    assert plc.wait(PATIENCE_S) == 73
+    assert "No space left" in line.errors()
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "code"),
+    [
+        ("A\nB\nA\n", [], 65),
+        ("A\nB C\n", [], 65),
+        ("A\n", ["--parts=2"], 65),
+        ("A\nB\n", ["--first-index=2"], 65),
+        ("A\n" + "x" * 65, [], 65),
+        (None, ["--part-ids=/nonexistent/ids"], 66),
+        (None, [], 78),
+        (None, ["--parts=0"], 78),
+        (None, ["--parts=1", "--period-ms=0"], 78),
+        (None, ["--parts=1", "--gate-delay-ms=nan"], 78),
+        (None, ["--parts=1", "--log=/nonexistent/gate.jsonl"], 73),
+    ],
+)
+def test_bad_input_is_named(
+    ids: str | None,
+    options: list[str],
+    code: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [f"--root={ROOT}", f"--log={tmp_path / 'gate.jsonl'}", "--port=9"]
+    if ids is not None:
+        (tmp_path / "ids.txt").write_text(ids)
+        arguments.append(f"--part-ids={tmp_path / 'ids.txt'}")
+    assert main([*arguments, *options]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+# --- the peer -------------------------------------------------------------------------------
+
+
+def connect(port: int, will: str | None = None) -> mqtt.Client:
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    if will is not None:
+        client.will_set(f"{ROOT}/state", will, qos=1, retain=True)
+    connected = threading.Event()
+    client.on_connect = lambda *_: connected.set()
+    client.connect("127.0.0.1", port, keepalive=5)
+    client.loop_start()
+    assert connected.wait(PATIENCE_S)
+    return client
+
+
+class FakeDaemon:
+    """Answers each trigger as the script says; beats until told to be unhealthy."""
+
+    def __init__(self, port: int, root: str, script: dict[str, str]) -> None:
+        self.root, self.script = root, script
+        self.session = uuid.uuid4().hex
+        self.healthy = True
+        self.seq = 0
+        self.client = connect(port, self.state("offline"))
+
+    def run(self) -> None:
+        subscribed = threading.Event()
+        self.client.on_subscribe = lambda *_: subscribed.set()
+        self.client.on_message = self.on_trigger
+        self.client.subscribe(f"{self.root}/cmd/trigger", qos=1)
+        assert subscribed.wait(PATIENCE_S)
+        self.client.publish(f"{self.root}/state", self.state("online"), qos=1, retain=True)
+        beat = 0
+        while os.getppid() != 1:  # ends with the test run, whatever becomes of it
+            beat += 1
+            fields = {"session_id": self.session, "seq": beat, "healthy": self.healthy}
+            self.client.publish(f"{self.root}/heartbeat", json.dumps(fields), qos=1)
+            time.sleep(0.1)
+
+    def state(self, status: str) -> str:
+        return json.dumps({"session_id": self.session, "status": status})
+
+    def on_trigger(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
+        command = json.loads(message.payload)
+        properties = message.properties
+        assert properties is not None
+        heard = {
+            "command": command,
+            "qos": message.qos,
+            "retain": message.retain,
+            "expiry": properties.MessageExpiryInterval,
+            "correlation": properties.CorrelationData.decode(),
+            "response_topic": properties.ResponseTopic,
+        }
+        print(json.dumps(heard), flush=True)
+        index = command["trigger_id"].rsplit("-")[-1].lstrip("0") or "0"
+        self.answer(self.script.get(index, "pass"), command)
+
+    def answer(self, behaviour: str, command: dict[str, Any]) -> None:
+        self.seq += 1
+        fields = {
+            "schema": 1,
+            "event_id": uuid.uuid4().hex,
+            "session_id": self.session,
+            "seq": self.seq,
+            "part_id": command["part_id"],
+            "trigger_id": command["trigger_id"],
+            "frame_id": f"frame-{self.seq - 1}",
+            "verdict": "pass",
+            "reason": "below_threshold",
+            "score": 0.2,
+            "threshold": 0.5,
+            "t_exposure_ns": time.time_ns(),
+        }
+        reject = fields | {"verdict": "reject", "score": 0.9}
+        doubtful = fields | {"verdict": "unknown", "score": None}
+        answers: dict[str, list[Any]] = {
+            "pass": [fields],
+            "reject": [reject],
+            "unknown": [doubtful],
+            "silent": [],
+            "wrong part": [fields | {"part_id": "P-other"}],
+            "wrong trigger": [fields | {"trigger_id": "other"}],
+            "wrong session": [fields | {"session_id": "other"}],
+            "twice": [fields, fields],
+            "contradictory": [reject, fields],
+            "not json": [b"pass", fields],
+            "nan": [fields | {"score": math.nan}],
+            "no score": [fields | {"score": None}],
+            "above threshold": [fields | {"score": 0.5}],
+            "giant": [fields | {"padding": "x" * 500_000}],
+            "unhealthy": [fields],
+        }
+        if behaviour == "late":
+            threading.Timer(LATE_S, self.send, [fields]).start()
+        elif behaviour == "retained":
+            self.send(fields, retain=True)
+        else:
+            self.healthy = self.healthy and behaviour != "unhealthy"
+            for one in answers[behaviour]:
+                self.send(one)
+
+    def send(self, what: Any, retain: bool = False) -> None:
+        payload = what if isinstance(what, bytes) else json.dumps(what).encode()
+        self.client.publish(f"{self.root}/decision", payload, qos=0, retain=retain)
+
+
+if __name__ == "__main__":
+    FakeDaemon(int(sys.argv[1]), sys.argv[2], json.loads(Path(sys.argv[3]).read_text())).run()

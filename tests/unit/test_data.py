@@ -9,7 +9,8 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PosixPath
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -265,6 +266,24 @@ def test_a_damaged_image_stops_the_loading(tmp_path: Path) -> None:
     assert done == [1]
 
 
+class CountedPath(PosixPath):
+    """Counts how often it is opened."""
+
+    opened = 0
+
+    def open(self, *args: Any, **kwargs: Any) -> Any:
+        CountedPath.opened += 1
+        return super().open(*args, **kwargs)
+
+
+def test_after_an_error_the_rest_is_not_decoded(tmp_path: Path) -> None:
+    good = Sample(CountedPath(picture(tmp_path / "good.png", size=(64, 64))), "good")
+    CountedPath.opened = 0
+    with pytest.raises(MissingInputError, match="gone"):
+        load_images([Sample(tmp_path / "gone.png", "good"), *[good] * 2000], 8, 6)
+    assert CountedPath.opened < 2000
+
+
 def test_too_much_memory_is_refused_before_any_file_is_read(tmp_path: Path) -> None:
     samples = [Sample(tmp_path / f"{i}.png", "good") for i in range(1000)]
     with pytest.raises(DataError, match=r"5\.6 GiB, the limit is 4 GiB") as caught:
@@ -350,7 +369,8 @@ def test_a_new_image_moves_few_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("val", "calibration"), [(0, 0.2), (0.2, 0), (0.5, 0.6), (-1, 0.5), (float("nan"), 0.1), (2, 2)]
+    ("val", "calibration"),
+    [(0, 0.2), (0.2, 0), (0.5, 0.6), (-1, 0.5), (0.3, 0.69), (float("nan"), 0.1), (2, 2)],
 )
 def test_fractions_that_leave_nothing(tmp_path: Path, val: float, calibration: float) -> None:
     with pytest.raises(SettingsError, match="fractions"):

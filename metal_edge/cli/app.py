@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from metal_edge import __version__
 from metal_edge.cli.console import say
-from metal_edge.errors import ExitCode, MetalEdgeError
+from metal_edge.errors import MetalEdgeError
 
 app = typer.Typer(
     name="metal-edge",
@@ -21,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
 
@@ -90,16 +88,20 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JS
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="ONNX Runtime threads")]
 
 
-@app.callback(invoke_without_command=True)
-def _root(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"metal-edge {__version__}")
         raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="print the version"),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(epilog="Example: metal-edge train ./bottle -o runs/bottle --max-minutes 5")
@@ -283,20 +285,9 @@ def demo(
 
 
 def main() -> None:
-    """Entry point: one line per error, exit codes of sysexits(3)."""
+    """Entry point: one line per error, exit codes of sysexits(3), 130 for Ctrl-C."""
     try:
-        result = app(standalone_mode=False)
+        app()
     except MetalEdgeError as error:
         say(f"metal-edge: error: {error}")
         sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        say("metal-edge: interrupted")
-        sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): not an error, but nothing more to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.OK)
-    sys.exit(result if isinstance(result, int) else ExitCode.OK)

@@ -17,6 +17,7 @@ from types import TracebackType
 from metal_edge.errors import UnavailableError
 
 HOST = "127.0.0.1"
+SYSTEM_PROGRAMS = "/usr/sbin"  # where Debian puts it, and not on every PATH
 PORT_ATTEMPTS = 5  # another process may take the free port before mosquitto does
 READY_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
@@ -137,7 +138,7 @@ def find_mosquitto() -> str:
     Raises:
         UnavailableError: it is not installed.
     """
-    found = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+    found = shutil.which("mosquitto") or shutil.which("mosquitto", path=SYSTEM_PROGRAMS)
     if found is None:
         raise UnavailableError(
             "mosquitto, the MQTT broker, is not installed", "apt-get install mosquitto"

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -164,7 +163,7 @@ def _tiles(row: Row, scale: Scale) -> list[tuple[Image | None, str]]:
 def _caption(draw: ImageDraw.ImageDraw, y: int, record: ImageRecord, scale: Scale) -> None:
     width = _CAPTION - 20
     _text(draw, (_MARGIN, y + 2), record.sample.label, 17, color=_INK, width=width)
-    _text(draw, (_MARGIN, y + 26), file_name(record.sample.path), 13, color=_SOFT, width=width)
+    _text(draw, (_MARGIN, y + 26), record.sample.path.name, 13, color=_SOFT, width=width)
     score = "not finite" if record.score is None else f"{record.score:.4g}"
     _text(draw, (_MARGIN, y + 50), f"score {score}", 15, color=_INK, width=width)
     if record.score is not None:
@@ -266,8 +265,3 @@ def _has_glyph(character: str) -> bool:
     """Whether the font draws it; the one inside Pillow covers Latin scripts only."""
     font = _font(16)
     return character == " " or bytes(font.getmask(character)) != bytes(font.getmask("\uffff"))
-
-
-def file_name(path: Path) -> str:
-    """A path's last part; bytes that are no UTF-8 become question marks."""
-    return path.name.encode("utf-8", "replace").decode("utf-8")

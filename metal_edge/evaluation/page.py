@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from metal_edge.data import GOOD
 from metal_edge.domain import Verdict
 from metal_edge.evaluation.evaluate import EvaluationResult, ImageRecord, mistakes
-from metal_edge.evaluation.gallery import file_name
 
 _SHOWN = 10  # mistakes listed per kind
 
@@ -141,7 +140,7 @@ def _mistake_table(records: Sequence[ImageRecord]) -> str:
     rows = []
     for record in records[:_SHOWN]:
         path = record.sample.path.resolve()
-        link = f'<a href="{escape(path.as_uri())}">{escape(file_name(path))}</a>'
+        link = f'<a href="{escape(path.as_uri())}">{escape(path.name)}</a>'
         score = "-" if record.score is None else f"{record.score:.6g}"
         rows.append([link, escape(record.sample.label), score])
     more = len(records) - _SHOWN

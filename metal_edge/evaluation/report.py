@@ -64,7 +64,7 @@ def write_report(
     sheet = draw_gallery(title, _subtitle(result), sections, display_scale(result))
     write_png(out / GALLERY, sheet)
     page = render_page(title, facts, result, (out / GALLERY).read_bytes())
-    _write(out / PAGE, page.encode("utf-8", "replace"))
+    _write(out / PAGE, page.encode("utf-8", "replace"))  # a name that is no UTF-8 shows as ?
 
 
 def choose_pictures(result: EvaluationResult) -> list[Choice]:

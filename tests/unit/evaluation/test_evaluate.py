@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from support.redness import SIZE, RednessRunner, write_sample
+from support.tiny_bundle import write_model
 
 from metal_edge.data import Sample, load_dataset
 from metal_edge.domain import Inspection, Verdict
@@ -19,6 +20,7 @@ from metal_edge.errors import DataError
 from metal_edge.evaluation.evaluate import EvaluationResult, evaluate, load_view, mistakes
 from metal_edge.evaluation.metrics import Confusion
 from metal_edge.imaging import write_png
+from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
 
 def run(
@@ -46,6 +48,16 @@ def test_figures_by_hand(samples: tuple[Sample, ...]) -> None:
     assert [(r.sample.label, r.sample.path.name) for r in missed] == [("dent", "001.png")]
     assert [r.sample.path.name for r in false_rejects] == ["002.png"]
     assert unknown == []
+
+
+def test_mistakes_are_sorted_worst_first(samples: tuple[Sample, ...]) -> None:
+    everything_fails = run(samples, threshold=30 / 255)
+    names = [r.sample.path.name for r in mistakes(everything_fails)["False rejects"]]
+    assert names[0] == "002.png"
+    assert len(names) == 3
+    everything_passes = run(samples, threshold=1.0)
+    scores = [r.score for r in mistakes(everything_passes)["Missed defects"]]
+    assert scores == pytest.approx([60 / 255, 200 / 255, 220 / 255])
 
 
 def test_pixel_figures_use_the_masks_own_resolution(samples: tuple[Sample, ...]) -> None:
@@ -80,6 +92,19 @@ def test_batches_do_not_change_the_result(samples: tuple[Sample, ...], batch: in
     assert run(samples, runner, batch=batch).to_dict() == run(samples).to_dict()
     assert sum(runner.batches) == 6
     assert max(runner.batches) == min(batch, 6)
+
+
+def test_a_real_onnx_model_is_evaluated(tmp_path: Path, samples: tuple[Sample, ...]) -> None:
+    """Its score is the brightest cell's mean over the channels, 40 in two of them."""
+    write_model(tmp_path / "model.onnx")
+    with OnnxRuntimeRunner(tmp_path / "model.onnx") as runner:
+        result = evaluate(runner, samples, SIZE, SIZE, None, threshold=0.3)
+    by_name = {(r.sample.label, r.sample.path.stem): r for r in result.records}
+    assert by_name["dent", "000"].score == pytest.approx((200 + 80) / 3 / 255, rel=1e-5)
+    assert by_name["dent", "000"].verdict is Verdict.REJECT
+    assert by_name["good", "002"].score == pytest.approx((120 + 80) / 3 / 255, rel=1e-5)
+    assert by_name["good", "002"].verdict is Verdict.PASS
+    assert result.not_computed == {}
 
 
 def test_progress_reaches_the_end(samples: tuple[Sample, ...]) -> None:

@@ -14,8 +14,8 @@ from support.redness import BOX, SIZE, RednessRunner, write_sample
 from metal_edge.data import Sample, load_dataset
 from metal_edge.domain import Inspection
 from metal_edge.errors import OutputError
-from metal_edge.evaluation.evaluate import EvaluationResult, ImageRecord, evaluate
-from metal_edge.evaluation.gallery import COLUMNS, TILE, Row, Scale, Section, draw_gallery
+from metal_edge.evaluation.evaluate import EvaluationResult, ImageRecord, evaluate, load_view
+from metal_edge.evaluation.gallery import COLUMNS, TILE, Row, Scale, Section, draw_gallery, make_row
 from metal_edge.evaluation.page import figure_text, render_page
 from metal_edge.evaluation.report import choose_pictures, display_scale, write_report
 from metal_edge.imaging import heatmap, overlay, read_image, write_png
@@ -150,6 +150,18 @@ def test_each_column_shows_its_picture() -> None:
         assert np.array_equal(tiles_of(sheet, 0, column), picture[inner]), COLUMNS[column]
 
 
+def test_a_script_that_the_font_lacks_becomes_question_marks() -> None:
+    row = Row(
+        ImageRecord(Sample(Path("a.png"), "good"), 0.1, None),
+        np.zeros((TILE, TILE, 3), np.uint8),
+        None,
+        np.zeros((8, 8), np.float32),
+    )
+    sections, scale = [Section("s", "n", [row])], Scale(0.5, "threshold")
+    kana, marks = (draw_gallery(title, "", sections, scale) for title in ("aひず", "a??"))
+    assert np.array_equal(kana, marks)
+
+
 class NanRunner(RednessRunner):
     def run(self, images: np.ndarray) -> list[Inspection]:
         return [Inspection(i.anomaly_map * np.float32("nan"), i.score) for i in super().run(images)]
@@ -159,6 +171,10 @@ def test_a_model_that_answers_nan_is_reported_not_drawn(
     tmp_path: Path, samples: tuple[Sample, ...]
 ) -> None:
     runner = NanRunner()
+    view = load_view(samples[0], SIZE, SIZE, None)
+    record = ImageRecord(samples[0], None, None)
+    row = make_row(record, view, runner.run(view.model_input[None])[0].anomaly_map)
+    assert row.anomaly_map is None  # a heat map of NaN would look like a finding
     result = evaluate(runner, samples, SIZE, SIZE, None, threshold=THRESHOLD)
     write_report(tmp_path / "out", result, runner, title="broken")
     page = Page((tmp_path / "out" / "report.html").read_text("utf-8"))
@@ -174,8 +190,9 @@ def test_names_of_any_kind_and_odd_shapes_are_drawn(tmp_path: Path) -> None:
         size = [(16, 200), (200, 16), (64, 64), (700, 500)][index]
         write_sample(tmp_path, "good", name, 40, truth=None, size=size)
     write_png(tmp_path / "train/good/0.png", np.full((8, 8, 3), 40, np.uint8))
-    result = result_of(load_dataset(tmp_path).test)
+    result = result_of(load_dataset(tmp_path).test, 30 / 255)  # all listed as false rejects
     write_report(tmp_path / "out", result, RednessRunner(), title="ひずみ " * 60)
+    assert "False rejects (4)" in (tmp_path / "out" / "report.html").read_text("utf-8")
     assert read_image(tmp_path / "out" / "gallery.png").shape[1] == 1298
     content = json.loads((tmp_path / "out" / "report.json").read_text("ascii"))
     assert {Path(i["path"]).stem for i in content["images"]} == set(names)

@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from metal_edge.demo.defects import MIN_MASK_PIXELS, SPILL
+from metal_edge.demo.defects import MIN_MASK_PIXELS, SPILL, VISIBLE_LEVELS
 from metal_edge.demo.render import (
     DEFECTS,
     FRAME_SIZE,
@@ -77,13 +77,15 @@ def test_a_defect_changes_its_mask_and_nothing_else(seed: int, index: int, defec
 
 @settings(max_examples=60, deadline=None)
 @given(seed=seeds, index=indexes, defect=kinds)
+@example(seed=5, index=202, defect="dent")  # hid beside the hub step on its first draw
 def test_even_a_mild_defect_shows_at_model_resolution(seed: int, index: int, defect: str) -> None:
     small = [
         cv2.resize(part.image, (128, 128), interpolation=cv2.INTER_AREA).astype(float)
         for part in (render_part(seed, index), render_part(seed, index, defect))
     ]
     change = np.abs(small[1] - small[0]).max(axis=-1)
-    assert np.sort(change, axis=None)[-6:].mean() > 12  # pictures of one noise: levels of 255
+    # Both pictures carry the same noise; rounding and shot noise cost up to a level or two.
+    assert np.sort(change, axis=None)[-6:].mean() > VISIBLE_LEVELS[defect] - 2
 
 
 @settings(max_examples=25, deadline=None)
@@ -109,7 +111,8 @@ def test_no_two_parts_or_seeds_look_alike() -> None:
         grey = render_part(seed, index).image.mean(axis=-1)
         high.append((grey - cv2.GaussianBlur(grey, (0, 0), 3))[face].ravel())
     correlation = np.abs(np.corrcoef(high) - np.eye(len(high)))
-    assert correlation.max() < 0.35
+    # Streaks leave some thirty degrees of freedom, so chance alone reaches 0.5; a copy gives 1.
+    assert correlation.max() < 0.7
 
 
 def test_rotation_follows_the_setup() -> None:

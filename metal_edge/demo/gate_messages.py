@@ -103,6 +103,15 @@ def parse_state(payload: bytes) -> tuple[str, bool]:
     return _id(values, "session_id"), values.get("status") in ALIVE
 
 
+def is_refusal(payload: bytes) -> bool:
+    """Whether a reply to a trigger refuses it, or cannot be read. Only counted: the gate waits."""
+    try:
+        values, _ = _load(payload)
+    except MalformedMessageError:
+        return True
+    return values.get("status") != "accepted"
+
+
 def _load(payload: bytes) -> tuple[dict[str, Any], list[str]]:
     """One JSON object, and the NaN or Infinity literals met in it (JSON has none)."""
     if len(payload) > MAX_PAYLOAD_BYTES:

@@ -21,6 +21,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from metal_edge.demo.gate import Cause, GateRecord, LateDecision, RejectGate
+from metal_edge.demo.gate_messages import is_refusal
 from metal_edge.errors import MetalEdgeError, UnavailableError
 
 KEEPALIVE_S = 5
@@ -108,8 +109,8 @@ class PlcLink:
         self._late: deque[LateDecision] = deque(maxlen=MAX_LATE)
         self._problem: MetalEdgeError | None = None
         self._broken: Exception | None = None
-        self._unsent = self._refused = self._after_gate = 0
-        self._response_topic = f"{root}/response/plc-{run_id}"
+        self._unsent = self._undelivered = self._refused = self._after_gate = 0
+        self._reply = f"reply/plc-{run_id}"  # the daemon answers below reply/ only
         self._client = client = mqtt.Client(
             CallbackAPIVersion.VERSION2, client_id=f"plc-{run_id}", protocol=mqtt.MQTTv5
         )
@@ -168,7 +169,7 @@ class PlcLink:
         command = {"trigger_id": trigger_id, "part_id": part_id, "deadline_ms": deadline_ms}
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.MessageExpiryInterval = COMMAND_EXPIRY_S
-        properties.ResponseTopic = self._response_topic
+        properties.ResponseTopic = f"{self.root}/{self._reply}"
         properties.CorrelationData = trigger_id.encode("ascii")
         if not self._client.is_connected():
             self._unsent += 1
@@ -198,6 +199,7 @@ class PlcLink:
             "stray_messages": self._gate.stray,
             "decisions_after_gate": self._after_gate,
             "triggers_unsent": self._unsent,
+            "triggers_undelivered": self._undelivered,
             "triggers_refused": self._refused,
         }
 
@@ -207,7 +209,8 @@ class PlcLink:
         if code.is_failure:
             self._fail(f"broker {self.address} refused the PLC ({code})", "check its access rules")
             return
-        client.subscribe([*((f"{self.root}/{name}", qos) for name, qos in SUBSCRIPTIONS)])
+        wanted = (*SUBSCRIPTIONS, (self._reply, 1))
+        client.subscribe([(f"{self.root}/{name}", qos) for name, qos in wanted])
 
     def _on_subscribe(
         self, _client: mqtt.Client, _data: Any, _mid: int, codes: list[ReasonCode], _p: Any
@@ -224,7 +227,7 @@ class PlcLink:
         self, _client: mqtt.Client, _data: Any, _mid: int, code: ReasonCode, _properties: Any
     ) -> None:
         if code.is_failure or code == "No matching subscribers":
-            self._refused += 1
+            self._undelivered += 1
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         try:
@@ -244,6 +247,8 @@ class PlcLink:
                 self._gate.on_heartbeat(payload, now, retained=message.retain)
             elif name == "state":
                 self._gate.on_state(payload, now)
+            elif name == self._reply and is_refusal(payload):
+                self._refused += 1
             changed = self._gate.fault is not before
         if late is not None:
             self._after_gate += 1

@@ -23,6 +23,8 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from metal_edge.demo.broker import LocalBroker
 from metal_edge.demo.plc import main
@@ -139,6 +141,7 @@ def test_every_kind_of_answer_and_its_cause(line: Line) -> None:
     summary = line.said()[-1]
     assert (summary["event"], summary["logged"], summary["pass"]) == ("summary", len(script), 2)
     assert summary["decisions_after_gate"] >= 1
+    assert summary["triggers_refused"] == 1
 
 
 def test_triggers_carry_what_the_daemon_needs_and_do_not_drift(line: Line) -> None:
@@ -161,7 +164,7 @@ def test_triggers_carry_what_the_daemon_needs_and_do_not_drift(line: Line) -> No
         assert 0 < one["command"]["deadline_ms"] < 800
         assert (one["qos"], one["retain"], one["expiry"]) == (1, False, 10)
         assert one["correlation"] == one["command"]["trigger_id"]
-        assert one["response_topic"].startswith(f"{ROOT}/response/")
+        assert one["response_topic"].startswith(f"{ROOT}/reply/")
     assert len({h["command"]["trigger_id"] for h in heard}) == 20
     gates = [s for s in line.said() if s["event"] == "gate"]
     assert [g["done"] for g in gates] == list(range(1, 21))
@@ -182,6 +185,7 @@ def test_kill_9_of_the_daemon_rejects_until_a_new_session(line: Line) -> None:
     assert plc.wait(PATIENCE_S) == 130, line.errors()
     between = [r for r in line.records()[:seen] if r["t_trigger_utc_ns"] > killed_utc_ns]
     assert {(r["gate"], r["cause"]) for r in between} == {("reject", "daemon_offline")}
+    assert line.said()[-1]["triggers_undelivered"] >= 1
 
 
 def test_a_daemon_that_hangs_is_noticed_by_its_heartbeat(line: Line) -> None:
@@ -356,8 +360,13 @@ class FakeDaemon:
             "response_topic": properties.ResponseTopic,
         }
         print(json.dumps(heard), flush=True)
+        reply = Properties(PacketTypes.PUBLISH)
+        reply.CorrelationData = properties.CorrelationData
         index = command["trigger_id"].rsplit("-")[-1].lstrip("0") or "0"
-        self.answer(self.script.get(index, "pass"), command)
+        behaviour = self.script.get(index, "pass")
+        status = json.dumps({"status": "refused" if behaviour == "silent" else "accepted"})
+        self.client.publish(properties.ResponseTopic, status, qos=1, properties=reply)
+        self.answer(behaviour, command)
 
     def answer(self, behaviour: str, command: dict[str, Any]) -> None:
         self.seq += 1

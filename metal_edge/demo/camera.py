@@ -73,6 +73,13 @@ class _Renderer:
         if self._prefetch and self._ahead is None and index in LINE_INDEXES:
             self._ahead = (index, self._pool.submit(self._sequence.render, index))
 
+    def warm_up(self, index: int) -> None:
+        """Renders one part, which fills the tables that all pictures share, and waits for it."""
+        future = self._pool.submit(self._sequence.render, index)
+        if self._prefetch:
+            self._ahead = (index, future)
+        future.result()
+
     def close(self) -> None:
         """Ends the thread; a render under way is finished first."""
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -93,11 +100,11 @@ class SimulatorCamera:
         self._t_start_ns = 0
 
     def open(self) -> None:
-        """Starts the renderer, and in free run the line."""
+        """Starts the renderer (about a second the first time), and in free run the line."""
         if self._renderer is not None:
             return
         self._renderer = _Renderer(self._sequence, self._options.prefetch)
-        self._renderer.guess(self._next_index)
+        self._renderer.warm_up(self._next_index)
         self._t_start_ns = self._clock.mono_ns() - self._next_seq * self._period_ns
 
     def close(self) -> None:
@@ -125,8 +132,7 @@ class SimulatorCamera:
             except DataError:
                 index = self._next_index  # a foreign id names no part of this simulation
         exposure = _Exposure(index, self._next_seq, self._clock.mono_ns())
-        if self._pending is not None:
-            self._pending[1].cancel()
+        self._drop_pending()
         self._pending = (exposure, renderer.request(index))
         self._next_seq += 1
         self._next_index = min(index + 1, LINE_INDEXES.stop - 1)
@@ -145,7 +151,9 @@ class SimulatorCamera:
             self._wait_until(exposure.t_mono_ns, give_up)
             self._next_seq = exposure.seq + 1
             self._next_index = self._options.start_index + self._next_seq
+            self._drop_pending()  # a picture that came too late for the last grab
             future = renderer.request(exposure.index)
+            self._pending = (exposure, future)
         elif self._pending is None:
             raise CameraTimeoutError(
                 f"camera {self._settings.camera_id} was not triggered", "trigger it before grab"
@@ -157,6 +165,12 @@ class SimulatorCamera:
         self._pending = None
         renderer.guess(self._next_index)
         return self._frame(exposure, part)
+
+    def _drop_pending(self) -> None:
+        """Gives up a picture nobody waits for, so that a slow machine gathers no backlog."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending[1].cancel()
 
     @property
     def _period_ns(self) -> int:
@@ -186,7 +200,7 @@ class SimulatorCamera:
     def _too_late(self) -> CameraTimeoutError:
         return CameraTimeoutError(
             f"camera {self._settings.camera_id} gave no frame in time",
-            "raise camera.timeout_s or lower camera.options.exposure_ms",
+            "raise camera.timeout_s, lower camera.options.exposure_ms, or ease the machine",
         )
 
     def _opened(self) -> _Renderer:

@@ -19,9 +19,10 @@ from metal_edge.daemon.triggers import (
 )
 from metal_edge.domain import Trigger
 
+texts = st.text("aZ0_.:-/\n\0 \u00e9\U0010ffff", max_size=70)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=5,
 )
 commands = st.fixed_dictionaries(

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from metal_edge.errors import MetalEdgeError
-from metal_edge.export.onnx_model import save_model
-from metal_edge.quantize.int8 import nodes_after_reconstruction, quantize_int8
+from metal_edge.quantize.fp16 import convert_fp16
+from metal_edge.quantize.int8 import quantize_int8
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
 
@@ -85,22 +83,7 @@ def write_precision(
             "quantized_layers": result.quantized_layers,
             "method": "min-max, symmetric, weights per channel",
         }
-    model = onnx.load(source)
-    islands = fp32_islands(model)
-    half = convert_float_to_float16(model, keep_io_types=True, node_block_list=islands)
-    save_model(half, destination)
-    return {"fp32_islands": islands}
-
-
-def fp32_islands(model: onnx.ModelProto) -> list[str]:
-    """Nodes that stay FP32 in an FP16 graph, and why.
-
-    Normalisation and softmax lose small differences or overflow in FP16; the scaling of pixels
-    and the error map subtract nearly equal numbers and square what is left.
-    """
-    kept = {"LayerNormalization", "Softmax", "Div", "Sub", "Cast"}
-    names = {node.name for node in model.graph.node if node.op_type in kept}
-    return sorted(names | nodes_after_reconstruction(model))
+    return {"fp32_islands": convert_fp16(source, destination)}
 
 
 def check_parity(

@@ -71,12 +71,15 @@ def quantize_int8(source: Path, destination: Path, images: NDArray[np.uint8]) ->
             "record more good parts, or build with --precision fp32",
         )
     reader = _Frames(images)
-    layers = linear_layers(onnx.load(source, load_external_data=False))
+    model = onnx.load(source)
+    layers = linear_layers(model)
+    # onnxsim has folded constants and inferred shapes: tells the quantiser not to advise it.
+    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     options: dict[str, Any] = {"ActivationSymmetric": True, "WeightSymmetric": True}
     # The quantiser leaves working files beside its input; give it a folder that goes away.
     with tempfile.TemporaryDirectory(prefix="metal-edge-int8-") as folder:
         work = Path(folder) / "fp32.onnx"
-        work.write_bytes(source.read_bytes())
+        onnx.save(model, work)
         quantize_static(
             str(work),
             str(destination),

@@ -94,6 +94,8 @@ class Publisher:
         self._stopping = threading.Event()
         self._retained: dict[str, bytes] = {}
         self._events: deque[bytes] = deque()
+        # Guards looking and taking as one step; never held while paho works, which has its own.
+        self._events_lock = threading.Lock()
         self._unacked: dict[int, _Sent] = {}
         self._last_ack_ns: int | None = None
         self._events_dropped = 0
@@ -133,10 +135,11 @@ class Publisher:
 
     def event(self, payload: dict[str, Any]) -> None:
         """Queues the audit copy; `pump` sends it. The oldest gives way when the queue is full."""
-        if len(self._events) >= self._settings.event_queue:
-            self._events.popleft()
-            self._events_dropped += 1
-        self._events.append(encode(payload))
+        with self._events_lock:
+            if len(self._events) >= self._settings.event_queue:
+                self._events.popleft()
+                self._events_dropped += 1
+            self._events.append(encode(payload))
 
     def heartbeat(self, payload: dict[str, Any]) -> None:
         """Sends a sign of life, unless earlier ones still hang: old ones must not pile up."""
@@ -152,10 +155,14 @@ class Publisher:
             self._start_connecting()
             return
         in_flight = sum(1 for sent in self._unacked.values() if sent.event is not None)
-        while self._events and in_flight < EVENTS_IN_FLIGHT:
-            event = self._events.popleft()
+        while in_flight < EVENTS_IN_FLIGHT:
+            with self._events_lock:
+                event = self._events.popleft() if self._events else None
+            if event is None:
+                return
             if not self._send("event", event, EVENT_EXPIRY_S, event=event):
-                self._events.appendleft(event)
+                with self._events_lock:
+                    self._events.appendleft(event)
                 return
             in_flight += 1
 
@@ -265,7 +272,8 @@ class Publisher:
             log.warning("connection to the broker lost")
         dead, self._connection = self._connection, None
         events = [sent.event for sent in self._unacked.values() if sent.event is not None]
-        self._events.extendleft(reversed(events))
+        with self._events_lock:
+            self._events.extendleft(reversed(events))
         self._unacked.clear()
         self._connector = threading.Thread(
             target=self._connect, args=(dead,), name="mqtt-connect", daemon=True

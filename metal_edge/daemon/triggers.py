@@ -44,7 +44,7 @@ def parse_trigger(payload: bytes, now_mono_ns: int, default_deadline_ms: float) 
         raise CommandError("payload is not a JSON object")
     unknown = sorted(fields.keys() - _FIELDS)
     if unknown:
-        raise CommandError(f"unknown field {ascii(unknown[0][:16])}")
+        raise CommandError(f"unknown field {unknown[0][:16]!a}")
     deadline_ms = _deadline(fields.get("deadline_ms"), default_deadline_ms)
     return Trigger(
         trigger_id=_identifier(fields, "trigger_id"),

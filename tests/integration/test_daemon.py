@@ -8,12 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
 import pytest
 from support.broker import Listener, wait_until
 from support.daemon_process import STATION
-from support.tiny_bundle import THRESHOLD, write_image
+from support.tiny_bundle import THRESHOLD, write_black_video, write_image
 
 if TYPE_CHECKING:
     from conftest import StartDaemon
@@ -180,14 +178,6 @@ def test_heartbeats_go_on_in_free_run(start: StartDaemon, listener: Listener) ->
     listener.wipe()
     wait_until(lambda: len(listener.all("heartbeat")) >= 6, "six beats", 3)
     assert len(listener.all("decision")) > 20
-
-
-def write_black_video(path: Path, frames: int) -> None:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32))
-    assert writer.isOpened()
-    for _ in range(frames):
-        writer.write(np.zeros((32, 32, 3), np.uint8))
-    writer.release()
 
 
 def test_a_video_file_is_a_camera(start: StartDaemon, listener: Listener, line: Path) -> None:

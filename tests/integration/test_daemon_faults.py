@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.broker import Broker, Listener, wait_until
 from support.daemon_process import STATION
-from support.tiny_bundle import build_bundle, write_image
+from support.tiny_bundle import build_bundle, write_black_video, write_image
 
 if TYPE_CHECKING:
     from conftest import StartDaemon
@@ -75,8 +75,6 @@ def test_more_triggers_than_the_queue_holds_are_unknown_at_once(
     start: StartDaemon, listener: Listener, line: Path
 ) -> None:
     """A video that stands still holds the first part; the queue takes two more."""
-    from test_daemon import write_black_video
-
     write_black_video(line / "still.avi", frames=1)
     video = {"kind": "video", "uri": "still.avi", "fps": 0.01, "timeout_s": 3}
     start(camera=video, decision={"trigger_queue": 2, "deadline_ms": 4000}).armed(listener)
@@ -107,8 +105,6 @@ def test_a_deadline_that_has_passed_is_unknown(start: StartDaemon, listener: Lis
 def test_heartbeats_go_on_while_the_camera_is_silent(
     start: StartDaemon, listener: Listener, line: Path
 ) -> None:
-    from test_daemon import write_black_video
-
     write_black_video(line / "still.avi", frames=1)
     video = {"kind": "video", "uri": "still.avi", "fps": 0.01, "timeout_s": 2}
     start(camera=video).armed(listener)
@@ -157,7 +153,9 @@ def test_a_broker_that_dies_and_returns_gets_events_but_no_old_decision(
         before = {h.data["seq"] for h in listener.all("event")}
         listener.wipe()
         back_ns = time.time_ns()
-        broker.start()
+        with daemon.frozen():  # so that the listener is back before the first message
+            broker.start()
+            listener.wait_subscribed()
         born = listener.wait("state", lambda h: h.data["status"] != "offline", 15).data
         assert born["session_id"] == state["session_id"]
         listener.wait("model")
@@ -191,6 +189,27 @@ def test_a_broker_that_hangs_gets_no_decisions_and_the_line_says_degraded(
         since = time.time_ns()
         fresh = listener.wait("decision", lambda h: h.data["t_publish_ns"] > since)
         assert fresh.data["verdict"] in ("pass", "reject")
+
+
+def test_a_full_event_queue_drops_the_oldest_and_counts(
+    start: StartDaemon, broker: Broker, line: Path
+) -> None:
+    more = {"mqtt": {"event_queue": 5}}
+    daemon = start(camera={"mode": "latest", "fps": 50, "loop": True}, **more)
+    with Listener(broker) as listener:
+        daemon.armed(listener)
+        broker.kill()
+        wait_until(lambda: daemon.log.count("sent=False") > 40, "decisions while offline")
+        listener.wipe()
+        with daemon.frozen():  # so that the listener is back before the first message
+            broker.start()
+            listener.wait_subscribed()
+        assert listener.wait("heartbeat", timeout_s=15).data["events_dropped"] > 20
+        listener.wait("event", lambda h: h.data["decision_sent"])
+        kept = [h.data["seq"] for h in listener.all("event") if not h.data["decision_sent"]]
+        # Those in flight when the broker died come on top of the queue's five.
+        assert 5 <= len(kept) < 25
+        assert kept[-5:] == list(range(kept[-1] - 4, kept[-1] + 1)), "not the newest"
 
 
 def test_denied_topics_are_loud(start: StartDaemon, tmp_path: Path, line: Path) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from support.broker import Listener, wait_until
 
+from metal_edge.settings import load_settings
+
 if TYPE_CHECKING:
     from conftest import StartDaemon
 
@@ -85,6 +87,15 @@ def test_no_watchdog_for_another_process(
     wait_until(lambda: len(listener.all("heartbeat")) > 5, "heartbeats")
     assert "WATCHDOG=1" not in manager.heard([])
     daemon.process.send_signal(signal.SIGTERM)
+
+
+def test_the_examples_are_valid_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for row in (UNIT.parent / "metal-edge.env.example").read_text(encoding="utf-8").splitlines():
+        if row and not row.startswith("#"):
+            monkeypatch.setenv(*row.split("=", 1))
+    settings = load_settings(UNIT.parent / "metal-edge.example.toml")
+    assert settings.station.topic_root == "metal/v1/acme/ulm/press-shop/press1/cam-top"
+    assert settings.runtime.threads == 2  # the environment wins over the file
 
 
 @needs_systemd_analyze

@@ -141,9 +141,10 @@ class Listener:
         self._client.on_connect = self._connected
         self._client.on_subscribe = self._on_subscribed
         self._client.on_message = self._message
+        self._client.on_disconnect = lambda *unused: self._subscribed.clear()
         self._client.connect(broker.host, broker.port)
         self._client.loop_start()
-        assert self._subscribed.wait(10)
+        self.wait_subscribed()
 
     def __enter__(self) -> Self:
         return self
@@ -170,6 +171,10 @@ class Listener:
         """Forgets what was heard."""
         with self._lock:
             self._heard.clear()
+
+    def wait_subscribed(self) -> None:
+        """Returns when it hears the broker, again if need be."""
+        assert self._subscribed.wait(10)
 
     def all(self, name: str) -> list[Heard]:
         """Everything heard so far whose topic ends in `name`."""

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -80,6 +82,13 @@ class Daemon:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.exit_code(10)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """SIGSTOP while the block lasts."""
+        self.process.send_signal(signal.SIGSTOP)
+        yield
+        self.process.send_signal(signal.SIGCONT)
 
     def __enter__(self) -> Self:
         return self

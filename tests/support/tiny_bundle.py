@@ -31,6 +31,15 @@ def write_image(
     assert cv2.imwrite(str(path), image)
 
 
+def write_black_video(path: Path, frames: int) -> None:
+    """A Motion JPEG file of black pictures at the model's size."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (SIZE, SIZE))
+    assert writer.isOpened()
+    for _ in range(frames):
+        writer.write(np.zeros((SIZE, SIZE, 3), np.uint8))
+    writer.release()
+
+
 def write_model(path: Path, fault: str = "") -> None:
     """The ONNX file. `fault`: "" | "nan_map" | "nan_score" | "fails" (on bright pictures)."""
     inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", SIZE, SIZE, 3])]

@@ -35,7 +35,7 @@ from metal_edge.errors import (
 NS_PER_MS = 1_000_000
 # What the daemon's answer needs to travel; its deadline lies this far before the gate.
 REPLY_MARGIN_MS = 10.0
-# The daemon accepts the same (docs/mqtt.md): a part it would refuse is better refused here.
+# The daemon accepts the same (docs/daemon.md): a part it would refuse is better refused here.
 MAX_PART_ID_CHARS = 64
 PART_ID_PUNCTUATION = "_.:-"
 

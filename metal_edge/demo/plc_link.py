@@ -30,7 +30,7 @@ COMMAND_EXPIRY_S = 10
 MAX_QUEUED_COMMANDS = 20  # a broker that hangs must not be fed old triggers later
 MAX_PACKET_BYTES = 1_048_576  # the broker drops larger messages before they reach us
 MAX_LATE = 1024
-SUBSCRIPTIONS = (("decision", 0), ("heartbeat", 0), ("state", 1))
+SUBSCRIPTIONS = (("state", 1), ("decision", 0), ("heartbeat", 0))  # who lives comes first
 
 
 class Waker:

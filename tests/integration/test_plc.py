@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -86,7 +87,16 @@ class Line:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1:]]
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -238,6 +248,42 @@ def test_sigterm_leaves_whole_lines_and_a_summary(line: Line) -> None:
     assert line.errors() == ""
 
 
+def test_a_record_still_waiting_for_a_late_decision_is_logged_at_the_end(line: Line) -> None:
+    line.daemon({0: "silent"})
+    plc = line.plc(parts=1000, period_ms=20, gate_delay_ms=300, late_window_ms=60_000)
+    wait_for(lambda: len(line.said("daemon")) >= 30, "30 triggers: the first part is gone")
+    assert line.records() == []
+    plc.send_signal(signal.SIGTERM)
+    assert plc.wait(PATIENCE_S) == 130, line.errors()
+    causes = [r["cause"] for r in line.records()]
+    assert causes[0] == "no_decision"
+    assert set(causes[1:]) == {"pass_verdict"}
+
+
+def test_triggers_of_an_outage_are_not_sent_after_it(line: Line) -> None:
+    line.daemon()
+    plc = line.plc(parts=1000, period_ms=100, gate_delay_ms=500, late_window_ms=0)
+    wait_for(lambda: any(r["gate"] == "pass" for r in line.records()), "a first pass")
+    restart = [str(word) for word in line.broker.process.args]
+    line.broker.process.kill()
+    line.broker.process.wait()
+    killed_utc_ns = time.time_ns()
+    wait_for(lambda: line.records()[-1]["t_trigger_utc_ns"] > killed_utc_ns, "a part without")
+    back_utc_ns = time.time_ns()
+    line.stack.callback(end, subprocess.Popen(restart, stderr=subprocess.DEVNULL))
+    wait_for(lambda: listens(line.broker.port), "the broker to be back")
+    line.daemon()
+    seen = len(line.records())
+    wait_for(lambda: any(r["gate"] == "pass" for r in line.records()[seen:]), "passes again")
+    plc.send_signal(signal.SIGTERM)
+    assert plc.wait(PATIENCE_S) == 130, line.errors()
+    heard = {h["command"]["trigger_id"] for h in line.said("daemon")}
+    outage = [r for r in line.records() if killed_utc_ns < r["t_trigger_utc_ns"] < back_utc_ns]
+    assert outage
+    assert {r["cause"] for r in outage} == {"broker_lost"}
+    assert not heard & {r["trigger_id"] for r in outage}
+
+
 def test_without_a_daemon_it_gives_up_in_one_line(line: Line) -> None:
     plc = line.plc(parts=1, start_timeout=0.5)
     assert plc.wait(PATIENCE_S) == 69
@@ -248,8 +294,12 @@ def test_without_a_daemon_it_gives_up_in_one_line(line: Line) -> None:
 def test_a_stale_retained_birth_is_no_daemon(line: Line) -> None:
     """Left behind by a daemon whose last will never came: the broker lost it in a crash."""
     client = connect(line.broker.port)
-    state = json.dumps({"session_id": "S-gone", "status": "online"})
-    client.publish(f"{ROOT}/state", state, qos=1, retain=True).wait_for_publish(PATIENCE_S)
+    for name, fields in (
+        ("state", {"status": "online"}),
+        ("heartbeat", {"seq": 1, "healthy": True}),
+    ):
+        text = json.dumps({"session_id": "S-gone", **fields})
+        client.publish(f"{ROOT}/{name}", text, qos=1, retain=True).wait_for_publish(PATIENCE_S)
     client.disconnect()
     client.loop_stop()
     plc = line.plc(parts=1, start_timeout=0.5)

@@ -9,24 +9,21 @@ Layout::
       golden/NNN.png     images at the model's input size
       golden/golden.json the score that each must give, and the tolerance
 
-A bundle is written next to its destination and moved there in one rename: a reader sees the
-old one or the new one, never a half.
+Bundles are written by `files.write_folder`: a reader sees the old one or the new one, never a
+half.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metal_edge.domain import Preprocess
-from metal_edge.errors import BundleError, MissingInputError, OutputError
+from metal_edge.errors import BundleError, MissingInputError
 
 SCHEMA: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -180,46 +177,6 @@ def describe_files(path: Path) -> dict[str, FileEntry]:
         for p in sorted(path.rglob("*"))
         if p.is_file() and p.name != MANIFEST
     }
-
-
-def write_atomically(destination: Path, fill: Callable[[Path], None]) -> None:
-    """Creates directory `destination` by filling a sibling and renaming it into place.
-
-    On any failure, Ctrl-C included, the sibling is removed and an existing destination stays.
-
-    Raises:
-        OutputError: the place cannot be written.
-    """
-    staging = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
-    old = destination.with_name(f".{destination.name}.{os.getpid()}.old")
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-        fill(staging)
-        _sync_tree(staging)
-        if destination.exists():
-            destination.rename(old)
-        staging.rename(destination)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {destination} ({error.strerror or error})",
-            "free space there or choose another place",
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if old.exists():
-            if destination.exists():
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                old.rename(destination)
-
-
-def _sync_tree(path: Path) -> None:
-    """Flushes file contents: a rename must not reach the disk before what it names."""
-    for file in path.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
 
 
 def to_json(record: BaseModel | dict[str, Any]) -> str:

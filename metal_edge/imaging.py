@@ -10,7 +10,6 @@ Colour profiles are not applied: the stored values are the picture.
 from __future__ import annotations
 
 import io
-import os
 import re
 import stat
 import warnings
@@ -28,7 +27,8 @@ from PIL import ExifTags, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 
 from metal_edge.domain import FloatMap, Image
-from metal_edge.errors import DataError, MetalEdgeError, MissingInputError, OutputError
+from metal_edge.errors import DataError, MetalEdgeError, MissingInputError
+from metal_edge.files import write_bytes
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 64_000_000
@@ -377,19 +377,4 @@ def write_png(path: Path, image: Image) -> None:
     _check_rgb(image)
     encoded = io.BytesIO()
     PIL.Image.fromarray(np.ascontiguousarray(image)).save(encoded, format="PNG")
-    staging = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with staging.open("wb") as file:
-                file.write(encoded.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path} ({error.strerror or error})",
-            "free space there or choose another place",
-        ) from error
+    write_bytes(path, encoded.getvalue())

@@ -22,6 +22,7 @@ from metal_edge.export.build import BundleParts, write_bundle
 from metal_edge.export.onnx_model import check_parity as check_export
 from metal_edge.export.onnx_model import onnx_from_model, probe_images, save_model
 from metal_edge.export.precision import EnginePrecision, check_parity, write_precision
+from metal_edge.files import write_text
 from metal_edge.models.checkpoint import load_checkpoint
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -31,7 +32,6 @@ from metal_edge.training.run import (
     RunRecord,
     is_complete,
     read_record,
-    write_text,
 )
 
 ONNX = "model.onnx"

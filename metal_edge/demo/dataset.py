@@ -22,9 +22,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from metal_edge.bundle import write_atomically
 from metal_edge.demo.render import DEFECTS, LINE_INDEXES, render_part
 from metal_edge.errors import OutputError
+from metal_edge.files import write_folder
 
 _BLOCK = 2**24  # part indexes per folder
 _PNG_LEVEL = 1  # noise does not compress; speed counts
@@ -106,7 +106,7 @@ def write_dataset(  # noqa: PLR0917  (a published signature)
             if progress is not None:
                 progress(done, len(plan))
 
-    write_atomically(root, fill)
+    write_folder(root, fill)
 
 
 def _write_png(path: Path, pixels: NDArray[np.uint8] | cv2.typing.MatLike) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from metal_edge.data import GOOD
-from metal_edge.errors import OutputError
 from metal_edge.evaluation.evaluate import (
     EvaluationResult,
     ImageRecord,
@@ -19,6 +17,7 @@ from metal_edge.evaluation.evaluate import (
 )
 from metal_edge.evaluation.gallery import Row, Scale, Section, draw_gallery, make_row
 from metal_edge.evaluation.page import figure_text, render_page
+from metal_edge.files import write_bytes
 from metal_edge.imaging import write_png
 from metal_edge.runtime.base import Runner
 
@@ -58,13 +57,13 @@ def write_report(
     content = {"title": title, "details": facts, **result.to_dict()}
     # ASCII: file names need not be UTF-8.
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    _write(out / REPORT, text.encode("ascii"))
+    write_bytes(out / REPORT, text.encode("ascii"))
     choices = choose_pictures(result)
     sections = _load(result, choices, runner, progress)
     sheet = draw_gallery(title, _subtitle(result), sections, display_scale(result))
     write_png(out / GALLERY, sheet)
     page = render_page(title, facts, result, (out / GALLERY).read_bytes())
-    _write(out / PAGE, page.encode("utf-8", "replace"))  # a name that is no UTF-8 shows as ?
+    write_bytes(out / PAGE, page.encode("utf-8", "replace"))  # a name that is no UTF-8 shows as ?
 
 
 def choose_pictures(result: EvaluationResult) -> list[Choice]:
@@ -136,19 +135,3 @@ def _subtitle(result: EvaluationResult) -> str:
     good = sum(r.sample.good for r in result.records)
     counts = f"{good} good and {len(result.records) - good} anomalous images"
     return "   ·   ".join([counts, *figures])
-
-
-def _write(path: Path, content: bytes) -> None:
-    staging = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            staging.write_bytes(content)
-            staging.replace(path)
-        finally:
-            staging.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path} ({error.strerror or error})",
-            "free space there or choose another place",
-        ) from error

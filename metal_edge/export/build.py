@@ -24,10 +24,10 @@ from metal_edge.bundle import (
     Thresholds,
     describe_files,
     to_json,
-    write_atomically,
 )
 from metal_edge.domain import Image, Preprocess
 from metal_edge.errors import BundleError
+from metal_edge.files import write_folder
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.load import check_golden, load_runner
 
@@ -80,7 +80,7 @@ def write_bundle(destination: Path, parts: BundleParts, runner: Runner) -> Bundl
         with load_runner(written) as again:
             check_golden(written, again)
 
-    write_atomically(destination, fill)
+    write_folder(destination, fill)
     return Bundle.open(destination)
 
 

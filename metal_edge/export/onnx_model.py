@@ -14,7 +14,8 @@ import onnxsim
 import torch
 from numpy.typing import NDArray
 
-from metal_edge.errors import DataError, OutputError
+from metal_edge.errors import DataError
+from metal_edge.files import atomic_file
 from metal_edge.models.metal import Metal
 from metal_edge.models.scoring import AnomalyScorer
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -111,18 +112,8 @@ def save_model(model: onnx.ModelProto, path: Path) -> None:
     Raises:
         OutputError: the place cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        onnx.save(model, partial)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path} ({error.strerror or error})", "free space there"
-        ) from error
-    finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
+    with atomic_file(path) as staging:
+        onnx.save(model, staging)
 
 
 def _without_debug_records(model: onnx.ModelProto) -> onnx.ModelProto:

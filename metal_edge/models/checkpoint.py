@@ -7,7 +7,6 @@ stranger's checkpoint runs no code.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metal_edge.errors import DataError, MissingInputError, OutputError
+from metal_edge.files import atomic_file
 from metal_edge.models.metal import Metal, MetalConfig
 
 FORMAT = "metal_edge/1"
@@ -34,18 +34,12 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
     Raises:
         OutputError: the place cannot be written; an existing file stays untouched.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     header = {"format": FORMAT, "meta": json.dumps(meta, sort_keys=True)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=header)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {path} ({error})", "free space there") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as staging:
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, staging, metadata=header)
+        except SafetensorError as error:  # its own wrapping of a full disk
+            raise OutputError(f"cannot write {path} ({error})", "free space there") from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

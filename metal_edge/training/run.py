@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from metal_edge.data import (
 )
 from metal_edge.domain import Preprocess
 from metal_edge.errors import DataError, MissingInputError, OutputError
+from metal_edge.files import write_text
 from metal_edge.models.checkpoint import build_model, save_checkpoint
 from metal_edge.models.metal import MetalConfig
 from metal_edge.training.config import TrainConfig
@@ -237,27 +237,6 @@ def _finish(run: Path, trainer: Trainer, record: RunRecord) -> None:
     }
     save_checkpoint(run / CHECKPOINT, trainer.model, meta)
     (run / STATE).unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small text file atomically.
-
-    Raises:
-        OutputError: the place cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path} ({error.strerror or error})",
-            "free space there or choose another place",
-        ) from error
-    finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
 
 
 def _first_line(error: Exception) -> str:

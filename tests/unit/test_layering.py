@@ -12,12 +12,13 @@ import pytest
 import metal_edge
 
 PACKAGE = Path(metal_edge.__file__).parent
-COMMON = {"errors", "domain"}
+COMMON = {"errors", "domain", "files"}
 
 # room -> rooms it may import (besides itself, errors and domain)
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "domain": set(),
+    "files": set(),
     "settings": set(),
     "imaging": set(),
     "data": {"imaging"},

@@ -1,0 +1,49 @@
+"""Export: the graph says what PyTorch says, for any batch, and carries no trace of its maker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from metal_edge.errors import DataError
+from metal_edge.export.onnx_model import check_parity, onnx_from_model, probe_images
+from metal_edge.models.metal import Metal
+from metal_edge.models.scoring import AnomalyScorer
+from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
+
+
+def test_parity_holds_on_black_white_noise_and_checks(network: Metal, fp32: Path) -> None:
+    assert check_parity(network, fp32, probe_images(32)) < 1e-4
+
+
+def test_parity_notices_other_weights(network: Metal, fp32: Path) -> None:
+    other = Metal(network.config).eval()
+    with pytest.raises(DataError, match="differs from the checkpoint"):
+        check_parity(other, fp32, probe_images(32))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_batch_gives_what_its_images_give(
+    network: Metal, fp32: Path, frames: NDArray[np.uint8], batch: int
+) -> None:
+    with OnnxRuntimeRunner(fp32) as runner, torch.no_grad():
+        got = runner.run(frames[:batch])
+        maps, scores = AnomalyScorer(network).eval()(torch.from_numpy(frames[:batch]))
+    for inspection, expected_map, expected in zip(got, maps, scores, strict=True):
+        np.testing.assert_allclose(inspection.anomaly_map, expected_map.numpy(), rtol=1e-4)
+        assert inspection.score == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_same_weights_give_the_same_bytes(network: Metal, fp32: Path) -> None:
+    assert onnx_from_model(network).SerializeToString() == onnx.load(fp32).SerializeToString()
+
+
+def test_no_source_path_is_in_the_file(fp32: Path) -> None:
+    content = fp32.read_bytes()
+    assert b"site-packages" not in content
+    assert b".py" not in content

@@ -1,0 +1,112 @@
+"""FP16 and INT8: what is converted, what is not, and a gate that catches a broken graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from metal_edge.errors import DataError
+from metal_edge.export.precision import (
+    EnginePrecision,
+    ParityError,
+    check_parity,
+    write_precision,
+)
+from metal_edge.quantize.int8 import linear_layers
+
+
+@pytest.fixture(scope="module")
+def int8(fp32: Path, frames: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("int8") / "model.onnx"
+    write_precision(fp32, path, EnginePrecision.INT8, frames)
+    return path
+
+
+def test_exactly_the_networks_linear_layers_are_quantised(fp32: Path) -> None:
+    """Two branches of 2 embedding + 4 block layers, and 3 of the decoder; no smoothing."""
+    assert len(linear_layers(onnx.load(fp32))) == 2 * (2 + 4) + 3
+
+
+def test_int8_is_symmetric_with_per_channel_weights(int8: Path) -> None:
+    model = onnx.load(int8)
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    pairs = [n for n in model.graph.node if n.op_type in {"QuantizeLinear", "DequantizeLinear"}]
+    assert pairs
+    for node in pairs:
+        assert not constants[node.input[2]].any(), node.name
+    per_channel = [n for n in pairs if constants[n.input[1]].ndim == 1 and n.input[0] in constants]
+    weights = [n for n in per_channel if constants[n.input[0]].dtype == np.int8]
+    assert len(weights) == len(linear_layers_of(int8))
+
+
+def linear_layers_of(path: Path) -> list[str]:
+    nodes = onnx.load(path).graph.node
+    quantised = {o for n in nodes if n.op_type == "DequantizeLinear" for o in n.output}
+    return [n.name for n in nodes if n.op_type in {"MatMul", "Gemm"} and n.input[1] in quantised]
+
+
+def test_int8_agrees_with_fp32(fp32: Path, int8: Path, frames: NDArray[np.uint8]) -> None:
+    parity = check_parity(fp32, int8, EnginePrecision.INT8, frames)
+    assert parity.map_correlation > 0.99
+    assert parity.median_score_change < 0.1
+
+
+def test_fp16_keeps_normalisation_softmax_and_error_map_in_fp32(
+    fp32: Path, frames: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    path = tmp_path / "half.onnx"
+    notes = write_precision(fp32, path, EnginePrecision.FP16, frames)
+    model = onnx.load(path)
+    kinds = {n.name: n.op_type for n in model.graph.node}
+    kept = {kinds[name] for name in notes["fp32_islands"] if name in kinds}
+    assert {"LayerNormalization", "Softmax", "Sub", "ReduceMax"} <= kept
+    halves = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16]
+    assert len(halves) >= 15
+    assert check_parity(fp32, path, EnginePrecision.FP16, frames).map_correlation > 0.9999
+
+
+@pytest.mark.parametrize("precision", [EnginePrecision.FP16, EnginePrecision.INT8])
+def test_the_gate_refuses_a_graph_with_a_wrong_scale(
+    fp32: Path,
+    int8: Path,
+    frames: NDArray[np.uint8],
+    tmp_path: Path,
+    precision: EnginePrecision,
+) -> None:
+    """The decoder's last layer with a wrong scale: the kind of fault an export tool makes."""
+    model = onnx.load(int8)
+    last = [t for t in model.graph.initializer if t.name.endswith("_scale") and t.dims == [192]]
+    for broken in last:
+        broken.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(broken) * 2, broken.name))
+    path = tmp_path / "broken.onnx"
+    onnx.save(model, path)
+    with pytest.raises(ParityError, match="differs from fp32"):
+        check_parity(fp32, path, precision, frames)
+
+
+def test_a_graph_that_yields_nan_does_not_pass_the_gate(
+    fp32: Path, frames: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    model = onnx.load(fp32)
+    weight = max(model.graph.initializer, key=lambda t: np.prod(t.dims))
+    weight.CopyFrom(
+        numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32("nan"), weight.name)
+    )
+    path = tmp_path / "nan.onnx"
+    onnx.save(model, path)
+    with pytest.raises(ParityError):
+        check_parity(fp32, path, EnginePrecision.INT8, frames)
+
+
+def test_int8_refuses_few_and_repeated_frames(
+    fp32: Path, frames: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    repeated = np.repeat(frames[:3], 20, axis=0)
+    with pytest.raises(DataError, match="3 distinct frames"):
+        write_precision(fp32, tmp_path / "x.onnx", EnginePrecision.INT8, repeated)
+    assert not list(tmp_path.iterdir())

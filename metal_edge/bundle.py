@@ -4,6 +4,7 @@ Layout::
 
     bundle/
       manifest.json      what this is, and the SHA-256 of every other file
+      manifest.sha256    the SHA-256 of manifest.json, as sha256sum writes it
       model.onnx         uint8 NHWC in; anomaly_map float32 [N, h, w] and score float32 [N] out
       thresholds.json    the calibrated score threshold and the promise it carries
       golden/NNN.png     images at the model's input size
@@ -27,6 +28,7 @@ from metal_edge.errors import BundleError, MissingInputError
 
 SCHEMA: Literal[1] = 1
 MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"
 MODEL = "model.onnx"
 THRESHOLDS = "thresholds.json"
 GOLDEN = "golden/golden.json"
@@ -119,6 +121,7 @@ class Bundle:
         if not manifest_path.is_file():
             raise MissingInputError(f"{path} is not a bundle (no {MANIFEST})", _REBUILD)
         raw = manifest_path.read_bytes()
+        _check_seal(path, raw)
         manifest = _parse(Manifest, raw, manifest_path)
         verify_files(path, manifest)
         return cls(
@@ -127,6 +130,29 @@ class Bundle:
             _parse(Thresholds, (path / THRESHOLDS).read_bytes(), path / THRESHOLDS),
             _parse(Golden, (path / GOLDEN).read_bytes(), path / GOLDEN),
             hashlib.sha256(raw).hexdigest(),
+        )
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes manifest.json and its seal; the last step of filling a bundle's folder."""
+    raw = to_json(manifest).encode("utf-8")
+    (folder / MANIFEST).write_bytes(raw)
+    (folder / SEAL).write_text(_seal_of(raw), encoding="ascii")
+
+
+def _seal_of(manifest: bytes) -> str:
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n"
+
+
+def _check_seal(path: Path, manifest: bytes) -> None:
+    """A flipped bit in the manifest could move the crop or the model's version unnoticed."""
+    if not (path / SEAL).is_file():
+        raise BundleError(f"{path / SEAL} is missing", _REBUILD)
+    if (path / SEAL).read_bytes() != _seal_of(manifest).encode("ascii"):
+        raise BundleError(
+            f"{path / MANIFEST} was changed after the bundle was built (SHA-256 differs from"
+            f" {SEAL})",
+            "copy the bundle again, or " + _REBUILD,
         )
 
 
@@ -150,7 +176,7 @@ def verify_files(path: Path, manifest: Manifest) -> None:
     if missing:
         raise BundleError(f"{path / MANIFEST} does not list {missing[0]}", _REBUILD)
     present = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
-    extra = sorted(present - manifest.files.keys() - {MANIFEST})
+    extra = sorted(present - manifest.files.keys() - {MANIFEST, SEAL})
     if extra:
         raise BundleError(f"{path / extra[0]} is not in the manifest", "remove it, or " + _REBUILD)
     for name, entry in sorted(manifest.files.items()):
@@ -171,11 +197,11 @@ def sha256_of(path: Path) -> str:
 
 
 def describe_files(path: Path) -> dict[str, FileEntry]:
-    """FileEntry of every file below `path` but the manifest."""
+    """FileEntry of every file below `path` but the manifest and its seal."""
     return {
         p.relative_to(path).as_posix(): FileEntry(size=p.stat().st_size, sha256=sha256_of(p))
         for p in sorted(path.rglob("*"))
-        if p.is_file() and p.name != MANIFEST
+        if p.is_file() and p.name not in {MANIFEST, SEAL}
     }
 
 

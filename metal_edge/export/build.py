@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from metal_edge.bundle import (
     GOLDEN,
-    MANIFEST,
     MODEL,
     THRESHOLDS,
     Bundle,
@@ -24,6 +23,7 @@ from metal_edge.bundle import (
     Thresholds,
     describe_files,
     to_json,
+    write_manifest,
 )
 from metal_edge.domain import Image, Preprocess
 from metal_edge.errors import BundleError
@@ -75,7 +75,7 @@ def write_bundle(destination: Path, parts: BundleParts, runner: Runner) -> Bundl
             provenance=parts.provenance,
             files=describe_files(folder),
         )
-        (folder / MANIFEST).write_text(to_json(manifest), encoding="utf-8")
+        write_manifest(folder, manifest)
         written = Bundle.open(folder)
         with load_runner(written) as again:
             check_golden(written, again)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.broker import Broker, Listener, free_port, wait_until
 from support.daemon_process import STATION, Daemon, write_settings
-from support.tiny_bundle import build_bundle
+from support.tiny_bundle import build_bundle, seal
 
 if TYPE_CHECKING:
     from conftest import StartDaemon
@@ -46,7 +46,9 @@ def test_a_port_that_does_not_speak_mqtt(start: StartDaemon) -> None:
     assert f"127.0.0.1:{port}" in text
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "thresholds.json", "golden/000.png"])
+@pytest.mark.parametrize(
+    "name", ["model.onnx", "thresholds.json", "golden/000.png", "manifest.json"]
+)
 def test_one_changed_byte_in_the_bundle(start: StartDaemon, line: Path, name: str) -> None:
     file = line / "bundle" / name
     content = bytearray(file.read_bytes())
@@ -73,6 +75,7 @@ def test_golden_scores_that_do_not_come_out(start: StartDaemon, line: Path) -> N
         "sha256": sha256_of(golden),
     }
     manifest.write_text(json.dumps(fields))
+    seal(bundle)
     code, text = failure(start(bundle="other"))
     assert code == 65
     assert "golden/000.png" in text

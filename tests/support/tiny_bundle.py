@@ -154,7 +154,14 @@ def build_bundle(
             "files": files,
         },
     )
+    seal(path)
     return path
+
+
+def seal(path: Path) -> None:
+    """Writes the digest of a bundle's manifest, again after a change to it."""
+    digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
+    (path / "manifest.sha256").write_text(f"{digest}  manifest.json\n", encoding="ascii")
 
 
 def probe(level: int) -> NDArray[np.uint8]:

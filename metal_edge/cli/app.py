@@ -139,7 +139,17 @@ def train(
     train_precision: Annotated[
         TrainPrecisionName, typer.Option(help="arithmetic of training; auto: bf16 where native")
     ] = TrainPrecisionName.AUTO,
-    fresh: Annotated[bool, typer.Option("--fresh", help="discard what is in RUN")] = False,
+    save_every: Annotated[
+        float | None,
+        typer.Option(
+            "--save-every",
+            min=0,
+            help="seconds between saved states, default 30: what a crash costs",
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="discard the run that is there, and start over")
+    ] = False,
 ) -> None:
     """Train MeTAL on good parts. Stopped by Ctrl-C or a crash? The same command goes on."""
     from metal_edge.cli.train import TrainOptions, run_train
@@ -159,6 +169,7 @@ def train(
             crop=crop,
             mixed_sizes=mixed_sizes is MixedSizes.RESIZE,
             train_precision=train_precision.value,
+            save_every_s=save_every,
             fresh=fresh,
         ),
     )

@@ -20,6 +20,7 @@ from metal_edge.training.run import (
     Outcome,
     Plan,
     claim,
+    discard,
     is_complete,
     load_plan,
     plan_run,
@@ -63,6 +64,7 @@ class TrainOptions:
     crop: str | None
     mixed_sizes: bool
     train_precision: str
+    save_every_s: float | None
     fresh: bool
 
 
@@ -76,7 +78,7 @@ def run_train(dataset: Path, out: Path, options: TrainOptions) -> None:
         options.mixed_sizes,
     )
     claim(out, plan, options.fresh)
-    if is_complete(out):
+    if is_complete(out) and not options.fresh:
         say_result(f"{out} is already trained with these images and options (--fresh to repeat)")
         return
     counts = {side: len(entries) for side, entries in plan.record.split.items()}
@@ -84,7 +86,7 @@ def run_train(dataset: Path, out: Path, options: TrainOptions) -> None:
         f"{counts['train']} images to train on, {counts['val']} to watch the loss,"
         f" {counts['calibration']} held out for the threshold"
     )
-    outcome = _train(out, plan)
+    outcome = _train(out, plan, options.fresh)
     if outcome.stop is Stop.INTERRUPTED:
         say(f"stopped in epoch {outcome.epochs + 1}; the same command goes on from there")
         raise typer.Exit(ExitCode.INTERRUPTED)
@@ -94,9 +96,11 @@ def run_train(dataset: Path, out: Path, options: TrainOptions) -> None:
     )
 
 
-def _train(out: Path, plan: Plan) -> Outcome:
+def _train(out: Path, plan: Plan, fresh: bool) -> Outcome:
     with progress("reading images") as advance:
         images = load_plan(plan, lambda done, total: advance(done, total, ""))
+    if fresh:  # only now that nothing in the new images stands in the way
+        discard(out)
     with stop_requested() as asked, progress("training") as advance:
 
         def on_progress(p: Progress) -> None:
@@ -129,6 +133,7 @@ def train_config(options: TrainOptions) -> TrainConfig:
         "epochs": options.epochs,
         "batch_size": options.batch_size,
         "learning_rate": options.learning_rate,
+        "save_every_s": options.save_every_s,
     }
     values = RECIPES[options.recipe] | {k: v for k, v in given.items() if v is not None}
     return TrainConfig(seed=options.seed, precision=Precision(options.train_precision), **values)

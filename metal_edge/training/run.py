@@ -61,8 +61,13 @@ class RunRecord(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over images and configuration; where the data set lies does not matter."""
-        content = self.model_dump(mode="json", exclude={"dataset"})
+        """SHA-256 over images and configuration.
+
+        Where the data set lies and how often the state is saved does not change the result.
+        """
+        content = self.model_dump(
+            mode="json", exclude={"dataset": True, "training": {"save_every_s"}}
+        )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -141,6 +146,8 @@ def is_complete(run: Path) -> bool:
 def claim(run: Path, plan: Plan, fresh: bool) -> None:
     """Makes sure `run` may be written: new, empty, or the same run begun before.
 
+    Changes nothing: with `fresh`, any run may lie there, for `discard` to remove.
+
     Raises:
         OutputError: something else lies there.
     """
@@ -148,13 +155,28 @@ def claim(run: Path, plan: Plan, fresh: bool) -> None:
         return
     if not (run / RECORD).is_file():
         raise OutputError(f"{run} exists and is not a run", "choose another folder with -o")
-    if fresh:
-        shutil.rmtree(run)
-    elif read_record(run).fingerprint != plan.record.fingerprint:
+    if not fresh and read_record(run).fingerprint != plan.record.fingerprint:
         raise OutputError(
             f"{run} holds a run with other images or options",
             "choose another folder with -o, or replace it with --fresh",
         )
+
+
+def discard(run: Path) -> None:
+    """Removes a run and whatever else lies in its folder; nothing there is fine.
+
+    Raises:
+        OutputError: something cannot be removed.
+    """
+    if not run.exists():
+        return
+    try:
+        shutil.rmtree(run)
+    except OSError as error:
+        raise OutputError(
+            f"cannot remove {error.filename or run} ({error.strerror or error})",
+            "correct its permissions, or choose another folder with -o",
+        ) from error
 
 
 def load_plan(plan: Plan, on_load: Callable[[int, int], None]) -> NDArray[np.uint8]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from metal_edge import __version__
 from metal_edge.cli.console import say
-from metal_edge.errors import MetalEdgeError
+from metal_edge.errors import ExitCode, MetalEdgeError, UnavailableError
 
 app = typer.Typer(
     name="metal-edge",
@@ -96,12 +99,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="print the version"),
     ] = False,
 ) -> None:
-    pass
+    # A service manager's stop must clean up like Ctrl-C; the daemon has handlers of its own.
+    if context.invoked_subcommand != "run":
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @app.command(epilog="Example: metal-edge train ./bottle -o runs/bottle --max-minutes 5")
@@ -295,10 +301,53 @@ def demo(
     raise typer.Exit(run_demo(out, data, parts, minutes, seed))
 
 
+# Typer exports this class of its command-line errors, but not their base.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_TRAINING_PACKAGES = frozenset({"torch", "safetensors", "onnx", "onnxscript", "onnxsim"})
+
+
 def main() -> None:
-    """Entry point: one line per error, exit codes of sysexits(3), 130 for Ctrl-C."""
+    """Entry point: one line per error, exit codes of sysexits(3), 130 for Ctrl-C and SIGTERM."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a path need not be printable in this locale
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app()
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
     except MetalEdgeError as error:
-        say(f"metal-edge: error: {error}")
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except _UsageError as error:
+        _fail(_usage_problem(error), ExitCode.USAGE)
+    except ModuleNotFoundError as error:
+        _fail(str(_not_installed(error)), ExitCode.UNAVAILABLE)
+    except OSError as error:
+        _fail(_system_problem(error), ExitCode.FAILURE)
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _fail(what: str, code: ExitCode) -> NoReturn:
+    say(f"metal-edge: error: {what}")
+    sys.exit(code)
+
+
+def _usage_problem(error: Exception) -> str:
+    message: str = getattr(error, "format_message", error.__str__)()
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "metal-edge"
+    return f"{' '.join(message.split()).rstrip('.')}: see `{command} --help`"
+
+
+def _not_installed(error: ModuleNotFoundError) -> UnavailableError:
+    """The daemon's installation has no training packages; anything else missing is a bug."""
+    name = (error.name or "").partition(".")[0]
+    if name not in _TRAINING_PACKAGES:
+        raise error
+    return UnavailableError(
+        f"this command needs the Python package {name}, which is not installed",
+        "pip install 'metal-edge[train]'",
+    )
+
+
+def _system_problem(error: OSError) -> str:
+    """Whatever no other place has put into better words: names the file."""
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    return f"{where}{error.strerror or error}: check permissions and free space there"

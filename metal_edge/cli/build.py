@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from metal_edge.cli.console import print_json, say, say_result
+from metal_edge.cli.destination import bundle_folder, check_onnx_file
 from metal_edge.cli.workflow import (
     Built,
     build_bundle,
@@ -35,6 +36,7 @@ def run_calibrate(run: Path, rate: float | None, images: Path | None, as_json: b
 
 def run_export(run: Path, out: Path) -> None:
     """Writes the FP32 graph."""
+    check_onnx_file(out)
     worst = export_run(open_run(run), out)
     say_result(f"{out}: agrees with the checkpoint, largest relative difference {worst:.1e}")
 
@@ -50,12 +52,13 @@ def run_build_engine(
 ) -> None:
     """Builds the bundle for the back end of this machine."""
     choice = choose_backend(backend)
-    say(choice.reason)
+    folder = bundle_folder(out)
     opened = open_run(run)
+    say(choice.reason)
     remembered = saved_threshold(opened)
     if rate is None and remembered is not None:
         rate = remembered.false_reject_rate
-    built = build_bundle(opened, out, EnginePrecision(precision), rate, images)
+    built = build_bundle(opened, folder, EnginePrecision(precision), rate, images)
     if as_json:
         print_json(_summary(built))
     else:

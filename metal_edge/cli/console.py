@@ -33,7 +33,9 @@ def say(text: str) -> None:
 
 def print_json(data: dict[str, Any]) -> None:
     """The command's result on stdout."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    # ASCII, since file names need not be UTF-8.
+    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    sys.stdout.flush()
 
 
 def say_result(text: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from metal_edge.bundle import Bundle
 from metal_edge.cli.console import print_json, progress, say, say_result
+from metal_edge.cli.destination import check_folder
 from metal_edge.cli.workflow import (
     calibrate_run,
     ensure_onnx,
@@ -58,6 +59,7 @@ def run_evaluate(
         _from_run(model, data, threads) if is_run(model) else _from_bundle(model, data, threads)
     )
     report = out or subject.report
+    check_folder(report)
     size = subject.preprocess
     with subject.runner as runner:
         with progress("evaluating") as advance:
@@ -118,8 +120,14 @@ def _from_bundle(path: Path, data: Path | None, threads: int) -> Subject:
         bundle.thresholds.score,
         f"{bundle.manifest.name} ({bundle.manifest.precision}) on {data.resolve().name}",
         _details(bundle, data),
-        path.with_name(f"{path.name}-report"),
+        _beside(path),
     )
+
+
+def _beside(bundle: Path) -> Path:
+    """A bundle holds nothing but what its manifest lists, so the report lies next to it."""
+    named = bundle if bundle.name not in {"", ".."} else bundle.resolve()
+    return named.with_name(f"{named.name}-report")
 
 
 def _details(bundle: Bundle, data: Path) -> dict[str, str]:

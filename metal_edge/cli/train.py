@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from metal_edge.cli.console import progress, say, say_result, stop_requested
+from metal_edge.cli.destination import check_folder
 from metal_edge.errors import ExitCode, SettingsError
 from metal_edge.models.attention import MaskRule
 from metal_edge.models.metal import MetalConfig
@@ -70,6 +71,7 @@ class TrainOptions:
 
 def run_train(dataset: Path, out: Path, options: TrainOptions) -> None:
     """Plans, trains or goes on training, and says what came out."""
+    check_folder(out)
     plan = plan_run(
         dataset,
         MetalConfig(blocks=1 if options.preset == "products" else 2, mask=MaskRule(options.mask)),

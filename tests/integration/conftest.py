@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.broker import Broker, Listener, find_mosquitto
+from support.cli import Call, Trained, called, train_once
 from support.daemon_process import Daemon, write_settings
 from support.tiny_bundle import build_bundle, write_image
 
@@ -53,3 +56,22 @@ def start(line: Path, broker: Broker) -> Iterator[StartDaemon]:
             return stack.enter_context(Daemon(config, environment))
 
         yield run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """One small trained run for every test of the command line."""
+    return train_once(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def own_run(trained: Trained, tmp_path: Path) -> Path:
+    """The trained run for a test that changes it: results are replaced, never written into."""
+    return Path(shutil.copytree(trained.run, tmp_path / "run", copy_function=os.link))
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """Calls `metal-edge` within this process."""
+    with called(monkeypatch, capfd) as calling:
+        yield calling

@@ -1,0 +1,120 @@
+"""Ctrl-C, SIGTERM and kill -9 in the middle: nothing half-written, and the work goes on."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from support.cli import Running, listing, must, write_parts
+
+from metal_edge.bundle import Bundle
+
+pytestmark = pytest.mark.timeout(120)
+
+# A budget of time would bend the learning rate by how long the pauses were.
+OPTIONS = (
+    *("--epochs", 2, "--batch-size", 5, "--max-minutes", 1000),
+    *("--train-precision", "fp32", "--seed", 5),
+)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parts(tmp_path_factory.mktemp("interrupt") / "parts", 12)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(parts: Path) -> dict[str, str]:
+    """Digests of what a run leaves that nobody disturbed: two steps in each of two epochs."""
+    run = parts.parent / "uninterrupted"
+    must("train", parts, "-o", run, *OPTIONS)
+    return listing(run)
+
+
+def go_on(parts: Path, run: Path) -> str:
+    """The same command again, to its end; what it said."""
+    return must("train", parts, "-o", run, *OPTIONS).err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_training_goes_on(
+    parts: Path, uninterrupted: dict[str, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    run = tmp_path / "run"
+    with Running(tmp_path / "log", "train", parts, "-o", run, *OPTIONS) as training:
+        training.wait_said("training: ")
+        assert training.stop(number) == 130
+        assert "the same command goes on from there" in training.err
+        assert "Traceback" not in training.err
+    assert listing(run).keys() == {"run.json", "state.safetensors"}
+    assert "going on from epoch" in go_on(parts, run)
+    assert listing(run).keys() == uninterrupted.keys()
+    assert listing(run)["checkpoint.safetensors"] == uninterrupted["checkpoint.safetensors"]
+
+
+def test_killed_training_goes_on(
+    parts: Path, uninterrupted: dict[str, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = ("train", parts, "-o", run, *OPTIONS, "--save-every", 0)
+    with Running(tmp_path / "log", *command) as training:
+        training.wait_for((run / "state.safetensors").exists, "a saved state")
+        training.stop(signal.SIGKILL)
+    assert not (run / "checkpoint.safetensors").exists()
+    assert "going on from epoch" in go_on(parts, run)
+    assert listing(run)["checkpoint.safetensors"] == uninterrupted["checkpoint.safetensors"]
+
+
+def stop_when(log: Path, said: str, number: signal.Signals, *command: object) -> None:
+    with Running(log, *command) as running:
+        running.wait_said(said)
+        assert running.stop(number) == 130
+        assert "Traceback" not in running.err
+    log.unlink()
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "exporting"),
+        (signal.SIGTERM, "writing int8"),
+        (signal.SIGINT, "reading golden images: 100"),
+    ],
+)
+def test_a_stopped_build_leaves_the_old_bundle(
+    own_run: Path, tmp_path: Path, number: signal.Signals, moment: str
+) -> None:
+    if moment == "exporting":
+        (own_run / "model.onnx").unlink()
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "manifest.json").write_text("an older bundle")
+    before = listing(tmp_path)
+    command = ("build-engine", own_run, "--precision", "int8", "-o", bundle)
+    stop_when(tmp_path / "log", moment, number, *command)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_evaluation_leaves_no_half(
+    own_run: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    before = listing(tmp_path)
+    report = tmp_path / "report"
+    stop_when(tmp_path / "log", "evaluating: ", number, "evaluate", own_run, "-o", report)
+    after = listing(tmp_path)
+    assert {path: after[path] for path in before} == before
+    whole = {"report", "report/report.json", "report/gallery.png"}  # the page comes last
+    assert after.keys() - before.keys() <= whole
+
+
+def test_a_new_bundle_replaces_a_changed_one(own_run: Path, tmp_path: Path) -> None:
+    """Also through a link, which stays one."""
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "manifest.json").write_text("damaged")
+    (tmp_path / "current").symlink_to("v1")
+    must("build-engine", own_run, "--precision", "int8", "-o", tmp_path / "current")
+    assert (tmp_path / "current").readlink() == Path("v1")
+    assert Bundle.open(tmp_path / "v1").manifest.precision == "int8"
+    assert {path.name for path in tmp_path.iterdir()} == {"v1", "current", "run"}

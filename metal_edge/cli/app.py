@@ -42,6 +42,20 @@ class BackendName(StrEnum):
     TENSORRT = "tensorrt"
 
 
+class ModelName(StrEnum):
+    """Choices of --model."""
+
+    METAL_FEATURES = "metal-features"
+    METAL = "metal"
+
+
+class RecipeName(StrEnum):
+    """Choices of --recipe."""
+
+    FAST = "fast"
+    PAPER = "paper"
+
+
 class PresetName(StrEnum):
     """Choices of --preset."""
 
@@ -119,18 +133,24 @@ def train(
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder of the run")],
+    model: Annotated[
+        ModelName,
+        typer.Option(
+            help="metal: the paper's network on pixels; metal-features: on ImageNet features"
+        ),
+    ] = ModelName.METAL_FEATURES,
     preset: Annotated[
-        PresetName, typer.Option(help="MeTAL depth: products 1 block, textures 2 (paper, Table 2)")
+        PresetName, typer.Option(help="metal: products 1 block, textures 2 (paper, Table 2)")
     ] = PresetName.PRODUCTS,
     mask: Annotated[
-        MaskName, typer.Option(help="what becomes of a patch's attention to itself")
+        MaskName, typer.Option(help="metal: what becomes of a patch's attention to itself")
     ] = MaskName.ZERO,
     recipe: Annotated[
-        str, typer.Option(help="`fast`: cosine run in a time budget; `paper`: constant rate, 3000")
-    ] = "fast",
+        RecipeName, typer.Option(help="fast: falling rate in a time budget; paper: constant rate")
+    ] = RecipeName.FAST,
     max_minutes: Annotated[
         float | None,
-        typer.Option(min=0.05, help="training time; default 10 for fast, none for paper"),
+        typer.Option(min=0.05, help="training time; fast: 5 (metal-features) or 10 (metal)"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="at most so many epochs")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
@@ -164,9 +184,10 @@ def train(
         dataset,
         out,
         TrainOptions(
+            model=model.value,
             preset=preset.value,
             mask=mask.value,
-            recipe=recipe,
+            recipe=recipe.value,
             max_minutes=max_minutes,
             epochs=epochs,
             batch_size=batch_size,

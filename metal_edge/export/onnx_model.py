@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from metal_edge.errors import DataError
 from metal_edge.files import atomic_file
-from metal_edge.models.metal import Metal
+from metal_edge.models.base import AnomalyModel
 from metal_edge.models.scoring import AnomalyScorer
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
@@ -25,7 +25,7 @@ OPSET = 20  # first with Gelu and in the range that TensorRT 10.3 parses
 RELATIVE_TOLERANCE = 1e-3
 
 
-def onnx_from_model(model: Metal) -> onnx.ModelProto:
+def onnx_from_model(model: AnomalyModel) -> onnx.ModelProto:
     """Exports pre- and postprocessing and the network as one simplified, checked graph.
 
     Returns:
@@ -55,7 +55,7 @@ def onnx_from_model(model: Metal) -> onnx.ModelProto:
     return _without_debug_records(simplified)
 
 
-def check_parity(model: Metal, path: Path, images: NDArray[np.uint8]) -> float:
+def check_parity(model: AnomalyModel, path: Path, images: NDArray[np.uint8]) -> float:
     """Compares the ONNX file with the PyTorch model on images.
 
     Args:

@@ -81,7 +81,7 @@ def write_precision(
         return {
             "calibration_frames": result.frames,
             "quantized_layers": result.quantized_layers,
-            "method": "min-max, symmetric, weights per channel",
+            "method": "min-max; activations uint8, weights int8 symmetric per channel",
         }
     return {"fp32_islands": convert_fp16(source, destination)}
 

@@ -18,14 +18,10 @@ from torch import Tensor, nn
 
 from metal_edge.errors import DataError, MissingInputError, OutputError
 from metal_edge.files import atomic_file
-from metal_edge.models.metal import Metal, MetalConfig
+from metal_edge.models.base import AnomalyModel
+from metal_edge.models.registry import build_model, network_config
 
 FORMAT = "metal_edge/1"
-
-
-def build_model(config: MetalConfig) -> Metal:
-    """A freshly initialised network for `config`."""
-    return Metal(config)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -62,12 +58,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DataError(f"checkpoint {path} is damaged ({error})", "train it again") from error
 
 
-def save_checkpoint(path: Path, model: Metal, meta: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, model: AnomalyModel, meta: dict[str, Any]) -> None:
     """Saves a trained network with its configuration and `meta` (provenance)."""
     save_tensors(path, state_of(model), {"model": model.config.model_dump(mode="json"), **meta})
 
 
-def load_checkpoint(path: Path) -> tuple[Metal, dict[str, Any]]:
+def load_checkpoint(path: Path) -> tuple[AnomalyModel, dict[str, Any]]:
     """Loads a network ready for inference (eval mode) and its metadata.
 
     Raises:
@@ -76,7 +72,7 @@ def load_checkpoint(path: Path) -> tuple[Metal, dict[str, Any]]:
     """
     tensors, meta = load_tensors(path)
     try:
-        model = build_model(MetalConfig.model_validate(meta["model"]))
+        model = build_model(network_config.validate_python(meta["model"]))
         model.load_state_dict(tensors)
     except (KeyError, ValidationError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -18,10 +18,12 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from metal_edge.models.attention import EncoderBlock, MaskRule
+from metal_edge.models.base import AnomalyModel, ModelConfig
+from metal_edge.models.losses import ReconstructionLoss
 
 
 class Shape(StrEnum):
@@ -32,10 +34,8 @@ class Shape(StrEnum):
     COLS = "cols"
 
 
-class MetalConfig(BaseModel):
+class MetalConfig(ModelConfig):
     """Architecture of one MeTAL network; stored beside its weights."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["metal"] = "metal"
     image_size: int = Field(default=128, gt=0)
@@ -49,7 +49,8 @@ class MetalConfig(BaseModel):
     stripe_hidden: int = 1024
     decoder_hidden: tuple[int, ...] = (512, 1024)
     mlp_ratio: int = 2
-    blur_sigma: float = Field(default=4.0, gt=0, description="Gaussian of the anomaly map, pixels")
+    blur_sigma: float = Field(default=4.0, gt=0)
+    weighting: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> MetalConfig:
@@ -109,15 +110,18 @@ class Branch(nn.Module):
         return parts.transpose(1, 2) if self.shape is Shape.COLS else parts  # type: ignore[no-any-return]
 
 
-class Metal(nn.Module):
+class Metal(AnomalyModel):
     """Reconstructs an image, each square from the encodings that cover it.
 
-    Input and output are float32 [B, 3, S, S] in [0, 1] (the output is not clamped).
+    Target and reconstruction are float32 [B, 3, S, S]; the target is in [0, 1], the
+    reconstruction is not clamped.
     """
 
+    config: MetalConfig
+
     def __init__(self, config: MetalConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
+        self.reconstruction_loss = ReconstructionLoss(config.image_size)
         self.branches = nn.ModuleList(Branch(config, shape) for shape in config.shapes)
         widths = (config.embedding * len(config.shapes), *config.decoder_hidden)
         layers: list[nn.Module] = []
@@ -126,9 +130,25 @@ class Metal(nn.Module):
         layers.append(nn.Linear(widths[-1], 3 * config.patch_size**2))
         self.decoder = nn.Sequential(*layers)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def precompute(self, images: Tensor) -> Tensor:
+        """Training keeps the uint8 images [B, S, S, 3] themselves."""
+        return images
+
+    def target(self, stored: Tensor) -> Tensor:
+        """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [0, 1]."""
+        return stored.permute(0, 3, 1, 2).float() / 255.0
+
+    def loss(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        """L1 - SSIM, eq. 4."""
+        return self.reconstruction_loss(reconstruction, target)  # type: ignore[no-any-return]
+
+    def error_map(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        """Squared error summed over R, G, B (sec. 4.4), [B, S, S]."""
+        return (reconstruction - target).square().sum(dim=1)
+
+    def forward(self, target: Tensor) -> Tensor:
         """[B, 3, S, S] -> [B, 3, S, S]."""
-        squares = self.cut(image)
+        squares = self.cut(target)
         joined = torch.cat([branch(squares) for branch in self.branches], dim=-1)
         return self.paste(self.decoder(joined))
 

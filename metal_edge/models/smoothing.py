@@ -49,18 +49,39 @@ def valid_matrix(size: int, sigma: float, window: int) -> Tensor:
     return matrix.float()
 
 
+def enlarging_matrix(size: int, source: int) -> Tensor:
+    """float32 [size, source]: linear interpolation between cell centres, borders held."""
+    matrix = torch.zeros(size, source, dtype=torch.float64)
+    for row in range(size):
+        position = min(max((row + 0.5) * source / size - 0.5, 0.0), source - 1.0)
+        low = min(int(position), source - 2) if source > 1 else 0
+        share = position - low
+        matrix[row, low] += 1 - share
+        if share > 0:
+            matrix[row, low + 1] += share
+    return matrix.float()
+
+
 class GaussianSmoothing(nn.Module):
-    """Smooths [..., size, size] maps."""
+    """Brings [..., source, source] maps to [..., size, size] and smooths them.
+
+    Args:
+        size: side of the result.
+        sigma: of the Gaussian, in pixels of the result.
+        source: side of the map that comes in; `size` if not given.
+    """
 
     matrix: Tensor
     transposed: Tensor
 
-    def __init__(self, size: int, sigma: float) -> None:
+    def __init__(self, size: int, sigma: float, source: int | None = None) -> None:
         super().__init__()
         matrix = smoothing_matrix(size, sigma)
+        if source is not None and source != size:
+            matrix = matrix @ enlarging_matrix(size, source)
         self.register_buffer("matrix", matrix, persistent=False)
         self.register_buffer("transposed", matrix.T.contiguous(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., size, size] -> same."""
+        """[..., source, source] -> [..., size, size]."""
         return self.matrix @ x @ self.transposed

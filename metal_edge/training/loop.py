@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from metal_edge.errors import MetalEdgeError
+from metal_edge.models.base import AnomalyModel
 from metal_edge.models.checkpoint import state_of
-from metal_edge.models.metal import Metal
 from metal_edge.training.config import Precision, Schedule, TrainConfig
-from metal_edge.training.losses import ReconstructionLoss
 from metal_edge.training.state import Position, load_state, save_state
 
 _FLOOR = 0.01  # a cosine run ends at this share of the learning rate
@@ -51,12 +50,13 @@ class Progress:
 
 
 class Trainer:
-    """Trains one network on images held in memory.
+    """Trains one network on what it stores of each image, held in memory.
 
     Args:
         model: the network; trained in place.
-        train: uint8 [N, S, S, 3] RGB, good parts only.
-        val: uint8 [M, S, S, 3] RGB, good parts that are never trained on.
+        train: what the model stores per image ([N, ...], see `AnomalyModel.precompute`), good
+            parts only.
+        val: the same for good parts that are never trained on.
         config: see TrainConfig.
         state_file: where the resumable state lives.
         fingerprint: identifies images and configuration across restarts.
@@ -65,7 +65,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Metal,
+        model: AnomalyModel,
         train: Tensor,
         val: Tensor,
         config: TrainConfig,
@@ -81,9 +81,11 @@ class Trainer:
         self.state_file = state_file
         self.fingerprint = fingerprint
         self.seconds = seconds
-        self.loss = ReconstructionLoss(model.config.image_size)
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            [p for p in model.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.position = Position()
         self.best: dict[str, Tensor] = {}
@@ -159,10 +161,10 @@ class Trainer:
         return value
 
     def _loss_of(self, batch: Tensor) -> Tensor:
-        image = batch.permute(0, 3, 1, 2).float() / 255.0
+        target = self.model.target(batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-            reconstruction = self.model(image)
-        return self.loss(reconstruction.float(), image)  # type: ignore[no-any-return]
+            reconstruction = self.model(target)
+        return self.model.loss(reconstruction.float(), target)
 
     def _end_epoch(self) -> None:
         position = self.position

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from metal_edge.data import (
     GoodSplit,
@@ -36,8 +37,12 @@ from metal_edge.data import (
 from metal_edge.domain import Preprocess
 from metal_edge.errors import DataError, MissingInputError, OutputError
 from metal_edge.files import write_text
-from metal_edge.models.checkpoint import build_model, save_checkpoint
+from metal_edge.models.backbone import load_imagenet_weights
+from metal_edge.models.base import AnomalyModel, weighting_of
+from metal_edge.models.checkpoint import save_checkpoint
+from metal_edge.models.features import MetalFeatures, MetalFeaturesConfig
 from metal_edge.models.metal import MetalConfig
+from metal_edge.models.registry import NetworkConfig, build_model
 from metal_edge.training.config import TrainConfig
 from metal_edge.training.loop import Progress, Stop, Trainer
 
@@ -45,6 +50,7 @@ RECORD = "run.json"
 STATE = "state.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 HISTORY = "history.json"
+CHUNK = 16
 
 
 class RunRecord(BaseModel):
@@ -56,7 +62,7 @@ class RunRecord(BaseModel):
     dataset: str
     preprocess: Preprocess
     split: dict[str, Any]
-    network: MetalConfig
+    network: NetworkConfig
     training: TrainConfig
 
     @property
@@ -93,7 +99,7 @@ class Outcome:
 
 def plan_run(
     dataset: Path,
-    network: MetalConfig,
+    network: MetalConfig | MetalFeaturesConfig,
     training: TrainConfig,
     crop: tuple[int, int, int, int] | None = None,
     allow_mixed_sizes: bool = False,
@@ -190,10 +196,36 @@ def load_plan(plan: Plan, on_load: Callable[[int, int], None]) -> NDArray[np.uin
     return load_images(samples, size.width, size.height, size.crop, on_load)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready to be trained, and what it stores per image, training images first."""
+
+    model: AnomalyModel
+    stored: Tensor
+
+
+def prepare_model(
+    plan: Plan, images: NDArray[np.uint8], on_done: Callable[[int, int], None]
+) -> Prepared:
+    """Builds the network (backbone weights included) and runs its frozen part on every image.
+
+    Raises:
+        UnavailableError: the backbone's weights are not installed.
+    """
+    record = plan.record
+    torch.manual_seed(record.training.seed)
+    model = build_model(record.network)
+    if isinstance(model, MetalFeatures):
+        load_imagenet_weights(model.backbone)
+    stored = precompute(model, torch.from_numpy(images), on_done)
+    model.fit_inputs(stored[: len(plan.split.train)])
+    return Prepared(model, stored)
+
+
 def train_run(
     run: Path,
     plan: Plan,
-    images: NDArray[np.uint8],
+    prepared: Prepared,
     *,
     seconds: Callable[[], float],
     on_resume: Callable[[int], None] = lambda _epoch: None,
@@ -207,7 +239,7 @@ def train_run(
     Args:
         run: the run's folder, claimed before.
         plan: from `plan_run`.
-        images: from `load_plan`.
+        prepared: from `prepare_model`.
         seconds: a monotonic clock.
         on_resume: told the epoch from which an earlier sitting goes on.
         on_progress: called after every batch.
@@ -216,16 +248,13 @@ def train_run(
     Raises:
         MetalEdgeError: an unwritable place, or a diverging loss.
     """
-    record = plan.record
-    pixels = torch.from_numpy(images)
+    record, model, stored = plan.record, prepared.model, prepared.stored
     boundary = len(plan.split.train)
     write_text(run / RECORD, record.model_dump_json(indent=2) + "\n")
-    torch.manual_seed(record.training.seed)
-    model = build_model(record.network)
     trainer = Trainer(
         model,
-        pixels[:boundary],
-        pixels[boundary:],
+        stored[:boundary],
+        stored[boundary:],
         record.training,
         state_file=run / STATE,
         fingerprint=record.fingerprint,
@@ -243,8 +272,38 @@ def train_run(
         sum(p.numel() for p in model.parameters()),
     )
     if stop is not Stop.INTERRUPTED:
+        model.expected_error.copy_(weighting_of(mean_error(model, stored[:boundary])))
         _finish(run, trainer, record)
     return outcome
+
+
+def precompute(model: AnomalyModel, images: Tensor, on_done: Callable[[int, int], None]) -> Tensor:
+    """Runs the frozen part of a model once per image.
+
+    Args:
+        images: uint8 [N, S, S, 3].
+
+    Returns:
+        What training stores: bytes as they are, numbers as float16 to halve the memory.
+    """
+    pieces = []
+    with torch.inference_mode():
+        for piece in torch.split(images, CHUNK):
+            stored = model.precompute(piece)
+            pieces.append(stored.half() if stored.is_floating_point() else stored)
+            on_done(sum(map(len, pieces)), len(images))
+    return torch.cat(pieces)
+
+
+def mean_error(model: AnomalyModel, stored: Tensor) -> Tensor:
+    """Mean error map over stored good images, [map_size, map_size]."""
+    model.eval()
+    total = torch.zeros_like(model.expected_error)
+    with torch.inference_mode():
+        for piece in torch.split(stored, CHUNK):
+            target = model.target(piece)
+            total += model.error_map(model(target), target).sum(dim=0)
+    return total / len(stored)
 
 
 def _finish(run: Path, trainer: Trainer, record: RunRecord) -> None:

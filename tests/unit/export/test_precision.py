@@ -32,16 +32,22 @@ def test_exactly_the_networks_linear_layers_are_quantised(fp32: Path) -> None:
     assert len(linear_layers(onnx.load(fp32))) == 2 * (2 + 4) + 3
 
 
-def test_int8_is_symmetric_with_per_channel_weights(int8: Path) -> None:
+def test_weights_are_int8_symmetric_per_channel_and_activations_uint8(int8: Path) -> None:
     model = onnx.load(int8)
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    pairs = [n for n in model.graph.node if n.op_type in {"QuantizeLinear", "DequantizeLinear"}]
-    assert pairs
-    for node in pairs:
-        assert not constants[node.input[2]].any(), node.name
-    per_channel = [n for n in pairs if constants[n.input[1]].ndim == 1 and n.input[0] in constants]
-    weights = [n for n in per_channel if constants[n.input[0]].dtype == np.int8]
+    quantise = [n for n in model.graph.node if n.op_type == "QuantizeLinear"]
+    weights = [
+        n
+        for n in model.graph.node
+        if n.op_type == "DequantizeLinear"
+        and n.input[0] in constants
+        and constants[n.input[0]].dtype == np.int8
+    ]
+    assert {constants[n.input[2]].dtype for n in quantise} == {np.dtype(np.uint8)}
     assert len(weights) == len(linear_layers_of(int8))
+    for node in weights:
+        assert constants[node.input[1]].shape == (max(constants[node.input[1]].shape),)
+        assert not constants[node.input[2]].any(), node.name
 
 
 def linear_layers_of(path: Path) -> list[str]:

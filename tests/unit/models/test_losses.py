@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from metal_edge.training.losses import ReconstructionLoss
+from metal_edge.models.losses import ReconstructionLoss
 
 
 def reference_ssim(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,0 +1,82 @@
+"""What every anomaly model offers to training, export and evaluation.
+
+A model reconstructs something of an image it has not been shown directly: its pixels, or frozen
+features of it. That something is the target::
+
+    uint8 images --precompute--> stored --target--> target --forward--> reconstruction
+                                                       \\______ error_map ______/
+                                                                   |
+                                             AnomalyScorer: weighting, smoothing, score
+
+`stored` is what training keeps in memory per image, so that a frozen backbone runs once per
+image and not once per epoch. At inference the same functions run one after the other.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class ModelConfig(BaseModel):
+    """Fields that every architecture has; stored beside the weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: int = Field(gt=0, description="side of the square input, pixels")
+    blur_sigma: float = Field(gt=0, description="Gaussian of the anomaly map, input pixels")
+    weighting: bool = Field(
+        description="divide the error by what good parts show at that place (after training)"
+    )
+
+    @property
+    def map_size(self) -> int:
+        """Side of the error map before smoothing."""
+        return self.image_size
+
+
+class AnomalyModel(nn.Module, ABC):
+    """Base of the models; `expected_error` is fitted on good parts after training."""
+
+    expected_error: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.map_size
+        self.register_buffer("expected_error", torch.ones(size, size))
+
+    @abstractmethod
+    def precompute(self, images: Tensor) -> Tensor:
+        """uint8 [B, S, S, 3] RGB -> what training stores per image, [B, ...]."""
+
+    @abstractmethod
+    def target(self, stored: Tensor) -> Tensor:
+        """Stored -> float32 target of the reconstruction."""
+
+    @abstractmethod
+    def forward(self, target: Tensor) -> Tensor:
+        """Target -> its reconstruction, same shape."""
+
+    @abstractmethod
+    def loss(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        """Scalar to minimise."""
+
+    @abstractmethod
+    def error_map(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        """Reconstruction, target -> error float32 [B, map_size, map_size]."""
+
+    def fit_inputs(self, stored: Tensor) -> None:
+        """Adapts fixed constants (not weights) to the stored training images; default: none."""
+
+
+def weighting_of(mean_error: Tensor) -> Tensor:
+    """Expected error per place, floored so that quiet places do not explode.
+
+    Args:
+        mean_error: mean of the error maps of good parts, [h, w].
+    """
+    return mean_error + 0.2 * mean_error.mean()

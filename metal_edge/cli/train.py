@@ -105,10 +105,10 @@ def run_train(dataset: Path, out: Path, options: TrainOptions) -> None:
 def _train(out: Path, plan: Plan, fresh: bool) -> Outcome:
     with progress("reading images") as advance:
         images = load_plan(plan, lambda done, total: advance(done, total, ""))
-    if fresh:  # only now that nothing in the new images stands in the way
-        discard(out)
     with progress("running the frozen backbone") as advance:
         prepared = prepare_model(plan, images, lambda done, total: advance(done, total, ""))
+    if fresh:  # only now that nothing stands in the new run's way
+        discard(out)
     with stop_requested() as asked, progress("training") as advance:
 
         def on_progress(p: Progress) -> None:

@@ -96,14 +96,18 @@ def is_run(path: Path) -> bool:
 
 
 def ensure_onnx(run: OpenRun) -> Path:
-    """RUN/model.onnx of the current checkpoint, exported and compared if it is not there yet."""
+    """RUN/model.onnx of the current checkpoint, exported and compared unless it is there intact."""
     path = run.path / ONNX
     note = run.path / f"{ONNX}.source"
-    digest = sha256_of(run.path / CHECKPOINT)
-    if path.is_file() and note.is_file() and note.read_text(encoding="ascii") == digest:
+    checkpoint = sha256_of(run.path / CHECKPOINT)
+
+    def proof() -> str:
+        return f"{checkpoint}  {CHECKPOINT}\n{sha256_of(path)}  {ONNX}\n"
+
+    if path.is_file() and note.is_file() and note.read_bytes() == proof().encode("ascii"):
         return path
     export_run(run, path)
-    write_text(note, digest)
+    write_text(note, proof())
     return path
 
 
@@ -188,13 +192,23 @@ def save_threshold(run: OpenRun, threshold: ConformalThreshold) -> None:
 
 
 def saved_threshold(run: OpenRun) -> Thresholds | None:
-    """What `save_threshold` wrote, if anything."""
+    """What `save_threshold` wrote, if anything.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     path = run.path / THRESHOLDS
     if not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content.pop("statement", None)
-    return Thresholds.model_validate(content)
+    try:
+        content = json.loads(path.read_bytes())
+        content.pop("statement", None)
+        return Thresholds.model_validate(content)
+    except (ValueError, AttributeError) as error:  # no JSON, no object, or other fields
+        raise DataError(
+            f"{path} is damaged ({str(error).splitlines()[0]})",
+            f"write it again with `metal-edge calibrate {run.path}`",
+        ) from error
 
 
 @dataclass(frozen=True)

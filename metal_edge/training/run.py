@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -112,6 +112,7 @@ def plan_run(
     root = dataset.expanduser().resolve()
     found = load_dataset(root)
     source = check_images(found.train, allow_mixed_sizes)
+    _check_names([root, *(sample.path for sample in found.train)])
     split = split_good(found.train, training.seed)
     size = network.image_size
     preprocess = Preprocess(source.width, source.height, size, size, crop)
@@ -123,6 +124,15 @@ def plan_run(
         training=training,
     )
     return Plan(record, split)
+
+
+def _check_names(paths: Sequence[Path]) -> None:
+    """A run's record is JSON, which holds no other bytes than text."""
+    for path in paths:
+        try:
+            str(path).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"the name {str(path)!r} is not UTF-8 text", "rename it") from error
 
 
 def read_record(run: Path) -> RunRecord:
@@ -188,12 +198,15 @@ def discard(run: Path) -> None:
 def load_plan(plan: Plan, on_load: Callable[[int, int], None]) -> NDArray[np.uint8]:
     """uint8 [train + val, S, S, 3], training images first; nothing is written yet.
 
+    The held-out images are read as well: a damaged one must not be found after the training.
+
     Raises:
         MissingInputError, DataError: an image that cannot be used.
     """
-    size = plan.record.preprocess
-    samples = (*plan.split.train, *plan.split.val)
-    return load_images(samples, size.width, size.height, size.crop, on_load)
+    size, split = plan.record.preprocess, plan.split
+    samples = (*split.train, *split.val, *split.calibration)
+    images = load_images(samples, size.width, size.height, size.crop, on_load)
+    return images[: len(split.train) + len(split.val)]
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ def test_evaluate_writes_a_report_and_prints_json(own_run: Path, tmp_path: Path)
     assert {name: stored[name] for name in FIGURES} == {name: result[name] for name in FIGURES}
 
 
-def test_calibrate_states_rate_and_count(own_run: Path) -> None:
-    said = must("calibrate", own_run).out
+def test_calibrate_states_rate_and_count(own_run: Path, call: Call) -> None:
+    said = call("calibrate", own_run).out
     assert "20 % of good parts" in said
     assert "from 4 held-out good images" in said
     stored = json.loads((own_run / "thresholds.json").read_text())
@@ -111,8 +111,8 @@ def test_int8_is_smaller(bundles: dict[str, Path]) -> None:
 
 
 @pytest.mark.skipif(not NO_GPU, reason="this machine has an NVIDIA GPU")
-def test_tensorrt_without_a_gpu(trained: Trained, tmp_path: Path) -> None:
-    result = cli("build-engine", trained.run, "--backend", "tensorrt", "-o", tmp_path / "b")
+def test_tensorrt_without_a_gpu(trained: Trained, tmp_path: Path, call: Call) -> None:
+    result = call("build-engine", trained.run, "--backend", "tensorrt", "-o", tmp_path / "b")
     assert result.code == 69
     assert "no NVIDIA GPU" in result.error
     assert "--backend onnxruntime" in result.error
@@ -213,7 +213,7 @@ def test_training_again(trained: Trained, call: Call) -> None:
     assert listing(trained.run) == before
 
 
-def test_a_plain_folder_of_good_pictures_afresh(own_run: Path, tmp_path: Path) -> None:
+def test_a_plain_folder_of_good_pictures_afresh(own_run: Path, tmp_path: Path, call: Call) -> None:
     """Other pictures in place of a finished run, of which nothing stays."""
     old = listing(own_run)
     parts = write_parts(tmp_path / "parts", 12)
@@ -221,7 +221,7 @@ def test_a_plain_folder_of_good_pictures_afresh(own_run: Path, tmp_path: Path) -
     new = listing(own_run)
     assert new.keys() == {"run.json", "history.json", "checkpoint.safetensors"}
     assert new["checkpoint.safetensors"] != old["checkpoint.safetensors"]
-    result = cli("evaluate", own_run)
+    result = call("evaluate", own_run)
     assert result.code == 78
     assert f"{parts} has no test folder" in result.error
     assert "test/good and test/<defect>" in result.error

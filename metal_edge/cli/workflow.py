@@ -20,9 +20,9 @@ from metal_edge.errors import DataError, MissingInputError, SettingsError
 from metal_edge.evaluation.thresholds import ConformalThreshold, choose_rate, conformal_threshold
 from metal_edge.export.build import BundleParts, write_bundle
 from metal_edge.export.onnx_model import check_parity as check_export
-from metal_edge.export.onnx_model import onnx_from_model, probe_images, save_model
+from metal_edge.export.onnx_model import onnx_from_model, probe_images
 from metal_edge.export.precision import EnginePrecision, check_parity, write_precision
-from metal_edge.files import write_text
+from metal_edge.files import atomic_file, write_text
 from metal_edge.models.checkpoint import load_checkpoint
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -115,20 +115,11 @@ def export_run(run: OpenRun, path: Path) -> float:
     """Writes the FP32 graph of a run to `path`; returns the parity figure."""
     say("exporting the checkpoint to ONNX (FP32) ...")
     model, _ = load_checkpoint(run.path / CHECKPOINT)
-    staged = path.with_name(f".{path.name}.unchecked")
-    try:
-        save_model(onnx_from_model(model), staged)
-        images = np.concatenate(
-            [
-                probe_images(run.preprocess.width),
-                run.load(run.held_out()[:4], "reading held-out images"),
-            ]
-        )
-        worst = check_export(model, staged, images)
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
-    return worst
+    held_out = run.load(run.held_out()[:4], "reading held-out images")
+    images = np.concatenate([probe_images(run.preprocess.width), held_out])
+    with atomic_file(path) as staged:  # becomes `path` only when it agrees
+        staged.write_bytes(onnx_from_model(model).SerializeToString())
+        return check_export(model, staged, images)
 
 
 def score(runner: Runner, images: NDArray[np.uint8], title: str) -> NDArray[np.float64]:

@@ -19,7 +19,6 @@ from support.tiny_bundle import build_bundle, write_image
 from metal_edge.data import load_images
 from metal_edge.training.run import plan_run
 
-
 SHORT = ("--epochs", 1)  # where a picture is let through, the test must end all the same
 
 

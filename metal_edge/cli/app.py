@@ -145,6 +145,17 @@ def train(
     mask: Annotated[
         MaskName, typer.Option(help="metal: what becomes of a patch's attention to itself")
     ] = MaskName.ZERO,
+    weighting: Annotated[
+        bool,
+        typer.Option(
+            "--weighting",
+            help="divide the map by the error of good parts at each place: for parts that always"
+            " lie in the same place",
+        ),
+    ] = False,
+    held_out: Annotated[
+        float, typer.Option(min=0.01, max=0.8, help="share of good images kept for the threshold")
+    ] = 0.15,
     recipe: Annotated[
         RecipeName, typer.Option(help="fast: falling rate in a time budget; paper: constant rate")
     ] = RecipeName.FAST,
@@ -187,6 +198,8 @@ def train(
             model=model.value,
             preset=preset.value,
             mask=mask.value,
+            weighting=weighting,
+            held_out=held_out,
             recipe=recipe.value,
             max_minutes=max_minutes,
             epochs=epochs,

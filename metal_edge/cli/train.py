@@ -60,6 +60,8 @@ class TrainOptions:
     model: str
     preset: str
     mask: str
+    weighting: bool
+    held_out: float
     recipe: str
     max_minutes: float | None
     epochs: int | None
@@ -80,8 +82,9 @@ def run_train(dataset: Path, out: Path, options: TrainOptions) -> None:
         dataset,
         network_of(options),
         train_config(options),
-        parse_crop(options.crop),
-        options.mixed_sizes,
+        crop=parse_crop(options.crop),
+        allow_mixed_sizes=options.mixed_sizes,
+        held_out=options.held_out,
     )
     claim(out, plan, options.fresh)
     if is_complete(out) and not options.fresh:
@@ -129,8 +132,12 @@ def _train(out: Path, plan: Plan, fresh: bool) -> Outcome:
 def network_of(options: TrainOptions) -> MetalConfig | MetalFeaturesConfig:
     """The architecture that the options name."""
     if options.model == "metal-features":
-        return MetalFeaturesConfig()
-    return MetalConfig(blocks=1 if options.preset == "products" else 2, mask=MaskRule(options.mask))
+        return MetalFeaturesConfig(weighting=options.weighting)
+    return MetalConfig(
+        blocks=1 if options.preset == "products" else 2,
+        mask=MaskRule(options.mask),
+        weighting=options.weighting,
+    )
 
 
 def train_config(options: TrainOptions) -> TrainConfig:

@@ -35,7 +35,7 @@ class MetalFeaturesConfig(ModelConfig):
     kind: Literal["metal-features"] = "metal-features"
     image_size: int = Field(default=256, gt=0)
     blur_sigma: float = Field(default=8.0, gt=0)
-    weighting: bool = True
+    weighting: bool = False
     levels: tuple[str, ...] = ("stride4", "stride8", "stride16")
     grid: int = Field(default=16, ge=2, description="tokens per side")
     radius: int = Field(default=1, ge=0, description="hidden neighbourhood, Chebyshev, tokens")

@@ -101,10 +101,19 @@ def plan_run(
     dataset: Path,
     network: MetalConfig | MetalFeaturesConfig,
     training: TrainConfig,
+    *,
     crop: tuple[int, int, int, int] | None = None,
     allow_mixed_sizes: bool = False,
+    held_out: float = 0.15,
 ) -> Plan:
     """Reads a data folder (headers and hashes only) and decides who is trained on.
+
+    Args:
+        dataset: MVTec layout, or a folder of good images.
+        network, training: the configuration.
+        crop: part of the frame to inspect, x, y, width, height in pixels.
+        allow_mixed_sizes: resize images of any size instead of refusing them.
+        held_out: share of the good images kept for the threshold.
 
     Raises:
         MissingInputError, DataError: see `data`.
@@ -113,7 +122,7 @@ def plan_run(
     found = load_dataset(root)
     source = check_images(found.train, allow_mixed_sizes)
     _check_names([root, *(sample.path for sample in found.train)])
-    split = split_good(found.train, training.seed)
+    split = split_good(found.train, training.seed, calibration_fraction=held_out)
     size = network.image_size
     preprocess = Preprocess(source.width, source.height, size, size, crop)
     record = RunRecord(

@@ -24,6 +24,8 @@ from support.broker import wait_until
 
 ERROR = "metal-edge: error: "
 COMMAND = [sys.executable, "-m", "metal_edge"]
+# Two processes that each spin on all cores take ten times as long as one after the other.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def cli(*arguments: object, environment: dict[str, str] | None = None, **more: A
         text=True,
         check=False,
         timeout=120,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, **ENVIRONMENT, **(environment or {})},
         **more,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
@@ -111,6 +113,7 @@ class Running:
                 [*COMMAND, *map(str, arguments)],
                 stdout=errors,
                 stderr=errors,
+                env={**os.environ, **ENVIRONMENT},
                 # A test run in the background of a shell would hand down an ignored SIGINT.
                 preexec_fn=_default_signals,  # noqa: PLW1509
             )
@@ -182,10 +185,10 @@ class Trained:
 
 
 def train_once(folder: Path) -> Trained:
-    """24 good parts, 4 good and 10 defective test parts, one epoch."""
+    """24 good parts, 4 good and 10 defective test parts; the run can tell some of them apart."""
     data, run = folder / "parts", folder / "run"
     write_dataset(data, seed=3, train_good=24, test_good=4, per_defect=2)
-    train = ("train", data, "-o", run, "--epochs", 1, "--train-precision", "fp32")
+    train = ("train", data, "-o", run, "--epochs", 20, "--train-precision", "fp32")
     said = must(*train).out
     must("calibrate", run)
     return Trained(data, run, train, said)

@@ -164,8 +164,13 @@ def train(
         typer.Option(min=0.05, help="training time; fast: 5 (metal-features) or 10 (metal)"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="at most so many epochs")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=1e-8, max=1.0)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="images per step; default: the recipe's")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(min=1e-8, max=1.0, help="highest step size; default: the recipe's"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="decides split, weights and order")] = 0,
     crop: Annotated[
         str | None, typer.Option(metavar="X,Y,W,H", help="part of the frame to inspect, in pixels")

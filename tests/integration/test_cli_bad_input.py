@@ -234,12 +234,6 @@ def test_a_damaged_run(own_run: Path, tmp_path: Path, refuses: Refuses, name: st
     assert str(damaged) in refuses(65, "evaluate", own_run, "-o", tmp_path / "report")
 
 
-def test_a_damaged_onnx_file_is_exported_again(trained: Trained, own_run: Path, call: Call) -> None:
-    damaged = cut(own_run / "model.onnx")
-    assert call("calibrate", own_run).code == 0
-    assert damaged.read_bytes() == (trained.run / "model.onnx").read_bytes()
-
-
 def test_a_damaged_state(trained: Trained, own_run: Path, refuses: Refuses) -> None:
     (own_run / "checkpoint.safetensors").rename(own_run / "state.safetensors")
     damaged = cut(own_run / "state.safetensors")

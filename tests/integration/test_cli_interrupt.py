@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(120)
 
 # A budget of time would bend the learning rate by how long the pauses were.
 OPTIONS = (
-    *("--epochs", 20, "--batch-size", 5, "--max-minutes", 1000),
+    *("--epochs", 10, "--batch-size", 5, "--max-minutes", 1000),
     *("--train-precision", "fp32", "--seed", 5),
 )
 

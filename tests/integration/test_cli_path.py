@@ -41,8 +41,12 @@ def test_training_says_what_came_out(trained: Trained) -> None:
 
 
 def test_evaluate_writes_a_report_and_prints_json(own_run: Path, tmp_path: Path) -> None:
-    """Also of a run that was not calibrated yet."""
+    """Also of a run that was not calibrated yet, and whose exported graph is damaged."""
     (own_run / "thresholds.json").unlink()
+    graph = own_run / "model.onnx"
+    whole = graph.read_bytes()
+    graph.unlink()  # a link to the run that all tests share
+    graph.write_bytes(whole[: len(whole) // 2])
     result = must("evaluate", own_run, "-o", tmp_path / "report", "--json").json
     assert result.keys() >= FIGURES
     assert all(0 <= result[name] <= 1 for name in FIGURES)
@@ -52,6 +56,7 @@ def test_evaluate_writes_a_report_and_prints_json(own_run: Path, tmp_path: Path)
     assert written.keys() == {"report.html", "report.json", "gallery.png"}
     stored = json.loads((tmp_path / "report" / "report.json").read_text())
     assert {name: stored[name] for name in FIGURES} == {name: result[name] for name in FIGURES}
+    assert graph.read_bytes() == whole
 
 
 def test_calibrate_states_rate_and_count(own_run: Path, call: Call) -> None:
@@ -87,8 +92,8 @@ def test_calibrate_on_further_images(
     assert "no good image that the run has not seen" in refused.error
 
 
-def test_export(trained: Trained, tmp_path: Path) -> None:
-    result = must("export", trained.run, "-o", tmp_path / "new" / "x.onnx")
+def test_export(trained: Trained, tmp_path: Path, call: Call) -> None:
+    result = call("export", trained.run, "-o", tmp_path / "new" / "x.onnx")
     assert "agrees with the checkpoint" in result.out
     assert listing(tmp_path).keys() == {"new", "new/x.onnx"}
 

@@ -1,0 +1,37 @@
+"""What the command says of itself is true, and README names every command."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from metal_edge.cli.app import app
+
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]  # a group has them
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_an_example_that_parses(name: str) -> None:
+    shown = CliRunner().invoke(app, [name, "--help"])
+    assert shown.exit_code == 0
+    text = " ".join(shown.output.split())
+    example = re.search(rf"Example: metal-edge {name} (.+)$", text)
+    assert example is not None, text
+    COMMANDS[name].make_context(name, shlex.split(example[1]))  # raises on an unknown option
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str) -> None:
+    bare = [p.name for p in COMMANDS[name].params if not getattr(p, "help", None)]
+    assert not bare
+
+
+def test_readme_names_every_command() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert not [name for name in COMMANDS if f"metal-edge {name}" not in text]

@@ -92,8 +92,8 @@ def test_calibrate_on_further_images(
     assert "no good image that the run has not seen" in refused.error
 
 
-def test_export(trained: Trained, tmp_path: Path, call: Call) -> None:
-    result = call("export", trained.run, "-o", tmp_path / "new" / "x.onnx")
+def test_export(trained: Trained, tmp_path: Path) -> None:
+    result = must("export", trained.run, "-o", tmp_path / "new" / "x.onnx")
     assert "agrees with the checkpoint" in result.out
     assert listing(tmp_path).keys() == {"new", "new/x.onnx"}
 

@@ -76,10 +76,23 @@ def allowed_tokens(grid: int, radius: int) -> NDArray[np.bool_]:
     return np.asarray(apart > radius)
 
 
+def attention_bias(grid: int, radius: int, heads: int) -> Tensor:
+    """float32 [heads, N, N]: -1e4 where looking is forbidden, elsewhere a preference for near.
+
+    Each head has its own slope per token of distance, halved from head to head (ALiBi, Press et
+    al. 2022, in two dimensions); the last two see all distances alike. Queries that know only
+    their position would otherwise spend the first hundred steps finding their neighbours.
+    """
+    row, col = np.divmod(np.arange(grid * grid), grid)
+    distance = np.hypot(row[:, None] - row, col[:, None] - col)
+    slopes = np.array([2.0 ** (1 - head) if head < heads - 2 else 0.0 for head in range(heads)])
+    bias = -slopes[:, None, None] * distance
+    bias[:, ~allowed_tokens(grid, radius)] = MASKED_SCORE
+    return torch.from_numpy(bias).float()
+
+
 class CrossAttentionBlock(nn.Module):
     """Queries gather from content under a hard mask, then think per token; both residual."""
-
-    mask: Tensor
 
     def __init__(self, config: MetalFeaturesConfig) -> None:
         super().__init__()
@@ -94,11 +107,9 @@ class CrossAttentionBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         hidden = config.mlp_ratio * width
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        allowed = torch.from_numpy(allowed_tokens(config.grid, config.radius))
-        self.register_buffer("mask", (~allowed).float() * MASKED_SCORE, persistent=False)
 
-    def forward(self, h: Tensor, content: Tensor) -> Tensor:
-        """h [B or 1, N, D], content [B, N, D] -> [B, N, D].
+    def forward(self, h: Tensor, content: Tensor, bias: Tensor) -> Tensor:
+        """h [B or 1, N, D], content [B, N, D], bias [heads, N, N] -> [B, N, D].
 
         A first block gets h with batch 1 (positions only): its queries become a constant.
         """
@@ -107,7 +118,7 @@ class CrossAttentionBlock(nn.Module):
         query = self.query(self.norm_query(h)).reshape(-1, *split).transpose(1, 2)
         pair = self.key_value(self.norm_content(content)).reshape(batch, tokens, 2, *split[1:])
         key, value = pair.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D/heads]
-        score = (query * self.scale) @ key.transpose(-2, -1) + self.mask  # [B, heads, N, N]
+        score = (query * self.scale) @ key.transpose(-2, -1) + bias  # [B, heads, N, N]
         mixed = (score.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, tokens, width)
         h = h + self.project(mixed)
         return h + self.mlp(self.norm_mlp(h))  # type: ignore[no-any-return]
@@ -119,6 +130,7 @@ class MetalFeatures(AnomalyModel):
     config: MetalFeaturesConfig
     channel_scale: Tensor
     channel_shift: Tensor
+    bias: Tensor
 
     def __init__(self, config: MetalFeaturesConfig) -> None:
         super().__init__(config)
@@ -130,6 +142,8 @@ class MetalFeatures(AnomalyModel):
         self.query_position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
         self.content_position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
         self.blocks = nn.ModuleList(CrossAttentionBlock(config) for _ in range(config.depth))
+        bias = attention_bias(config.grid, config.radius, config.heads)
+        self.register_buffer("bias", bias, persistent=False)  # one constant for all blocks
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, channels)
 
@@ -158,7 +172,7 @@ class MetalFeatures(AnomalyModel):
         content = self.content(target) + self.content_position
         h = self.query_position
         for block in self.blocks:
-            h = block(h, content)
+            h = block(h, content, self.bias)
         return self.out(self.norm(h))  # type: ignore[no-any-return]
 
     def loss(self, reconstruction: Tensor, target: Tensor) -> Tensor:

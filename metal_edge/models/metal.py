@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from metal_edge.models.attention import EncoderBlock, MaskRule
 from metal_edge.models.base import AnomalyModel, ModelConfig
-from metal_edge.models.losses import ReconstructionLoss
+from metal_edge.models.losses import WINDOW, ReconstructionLoss
 
 
 class Shape(StrEnum):
@@ -58,6 +58,8 @@ class MetalConfig(ModelConfig):
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
+        if self.image_size < WINDOW:
+            raise ValueError(f"image_size {self.image_size} is below the SSIM window, {WINDOW}")
         if not self.shapes or len(set(self.shapes)) != len(self.shapes):
             raise ValueError("shapes must name each patch shape at most once, and at least one")
         return self

@@ -58,8 +58,11 @@ class CameraSettings(_Section):
     uri: str = Field(
         default="", description="folder, file, /dev/video0, rtsp://... as the kind needs"
     )
-    mode: CameraMode = CameraMode.TRIGGERED
-    camera_id: Level = "cam0"
+    mode: CameraMode = Field(
+        default=CameraMode.TRIGGERED,
+        description="triggered: one verdict per trigger; latest: free run, newest frame wins",
+    )
+    camera_id: Level = Field(default="cam0", description="named in every message")
     timeout_s: float = Field(default=1.0, gt=0, le=60, description="longest wait for one frame")
     fps: float = Field(default=10.0, gt=0, le=1000, description="pace of file cameras in free run")
     loop: bool = Field(default=False, description="file cameras: begin again at the end")
@@ -71,17 +74,21 @@ class CameraSettings(_Section):
 class MqttSettings(_Section):
     """The broker. TLS is on as soon as `ca_file` is set."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=1883, ge=1, le=65535)
-    username: str | None = None
+    host: str = Field(default="127.0.0.1", description="name or address of the broker")
+    port: int = Field(default=1883, ge=1, le=65535, description="usually 8883 with TLS")
+    username: str | None = Field(default=None, description="needs password_file")
     password_file: Path | None = Field(
         default=None, description="file with the password; never the password itself"
     )
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    keepalive_s: int = Field(default=5, ge=1, le=120)
-    connect_timeout_s: float = Field(default=5.0, gt=0, le=60)
+    ca_file: Path | None = Field(default=None, description="CA certificates; turns TLS on")
+    cert_file: Path | None = Field(default=None, description="own certificate, for mTLS")
+    key_file: Path | None = Field(default=None, description="its private key")
+    keepalive_s: int = Field(
+        default=5, ge=1, le=120, description="MQTT keepalive: how soon a dead peer is noticed"
+    )
+    connect_timeout_s: float = Field(
+        default=5.0, gt=0, le=60, description="at start; later it reconnects for ever"
+    )
     event_queue: int = Field(
         default=1000, ge=1, le=100_000, description="audit events kept while the broker is away"
     )
@@ -123,13 +130,13 @@ class LineSettings(BaseSettings):
         env_nested_delimiter="__",
     )
 
-    bundle: Path
+    bundle: Path = Field(description="the folder that `metal-edge build-engine` wrote")
     station: StationSettings = StationSettings()
     camera: CameraSettings
     mqtt: MqttSettings = MqttSettings()
     decision: DecisionSettings = DecisionSettings()
     runtime: RuntimeSettings = RuntimeSettings()
-    heartbeat_hz: float = Field(default=5.0, ge=1, le=50)
+    heartbeat_hz: float = Field(default=5.0, ge=1, le=50, description="heartbeats per second")
 
     @classmethod
     def settings_customise_sources(

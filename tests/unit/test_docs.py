@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,14 @@ def test_every_option_is_explained(name: str) -> None:
 def test_readme_names_every_command() -> None:
     text = README.read_text(encoding="utf-8")
     assert not [name for name in COMMANDS if f"metal-edge {name}" not in text]
+
+
+def test_the_settings_page_is_current() -> None:
+    root = README.parent
+    made = subprocess.run(
+        [sys.executable, root / "tools" / "settings_doc.py"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert made.stdout == (root / "docs" / "settings.md").read_text(encoding="utf-8")

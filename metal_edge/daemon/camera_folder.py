@@ -19,8 +19,9 @@ class FolderCamera:
     """Shows the pictures of `settings.uri` in the order of their names.
 
     Triggered: one picture per trigger, the one whose stem is the part id if there is one,
-    otherwise the next in order. Free run: the next picture at every tick of `settings.fps`.
-    The exposure time is that of the trigger or tick.
+    otherwise the next in order. Once a part id has named a picture, one that names none gets
+    none: another part's picture must not stand in for it. Free run: the next picture at every
+    tick of `settings.fps`. The exposure time is that of the trigger or tick.
     """
 
     def __init__(self, settings: CameraSettings, clock: Clock) -> None:
@@ -28,6 +29,7 @@ class FolderCamera:
         self._clock = clock
         self._files: list[Path] = []
         self._next = 0
+        self._by_part_id = False
         self._seq = 0
         self._asked: tuple[Path | None, int] | None = None
         self._due_ns = 0
@@ -52,7 +54,10 @@ class FolderCamera:
     def trigger(self, part_id: str | None) -> None:
         """See `Camera.trigger`: chooses the picture."""
         chosen = next((p for p in self._files if p.stem == part_id), None)
-        self._asked = (chosen or self._advance(), self._clock.mono_ns())
+        self._by_part_id = self._by_part_id or chosen is not None
+        if chosen is None and not self._by_part_id:
+            chosen = self._advance()
+        self._asked = (chosen, self._clock.mono_ns())
 
     def grab(self, timeout_s: float) -> Frame:
         """See `Camera.grab`."""
@@ -62,6 +67,8 @@ class FolderCamera:
             raise CameraTimeoutError("the folder camera was not triggered", "trigger it first")
         (path, t_mono_ns), self._asked = self._asked, None
         if path is None:
+            if self._by_part_id:
+                raise CameraTimeoutError("no picture is named like this part", "add it")
             raise CameraTimeoutError("no more images", "set camera.loop or add pictures")
         return self._read(path, t_mono_ns)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def run_line(plan: LinePlan, on_part: Callable[[int, int], None]) -> None:
             command = [sys.executable, "-m", "metal_edge", "run", "--config", str(settings)]
             daemon = subprocess.Popen(command, stdout=output, stderr=output)
             try:
-                _run_plc(plan, broker.port, ids, on_part)
+                _run_plc(plan, broker.port, ids, daemon, on_part)
             finally:
                 code = _stop(daemon)
         if code != 0:
@@ -80,7 +81,13 @@ def _settings(plan: LinePlan, port: int) -> str:
     )
 
 
-def _run_plc(plan: LinePlan, port: int, ids: Path, on_part: Callable[[int, int], None]) -> None:
+def _run_plc(
+    plan: LinePlan,
+    port: int,
+    ids: Path,
+    daemon: subprocess.Popen[bytes],
+    on_part: Callable[[int, int], None],
+) -> None:
     log = plan.folder / "plc.log"
     command = [
         *(sys.executable, "-m", "metal_edge.demo.plc", "--port", str(port)),
@@ -90,6 +97,7 @@ def _run_plc(plan: LinePlan, port: int, ids: Path, on_part: Callable[[int, int],
     ]
     with log.open("wb") as errors:
         plc = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        threading.Thread(target=_end_together, args=(daemon, plc), daemon=True).start()
         try:
             for line in plc.stdout or ():
                 event = json.loads(line)
@@ -104,6 +112,12 @@ def _run_plc(plan: LinePlan, port: int, ids: Path, on_part: Callable[[int, int],
             f"the PLC simulator ended with exit code {code} ({reason[-1] if reason else 'no log'})",
             f"see {plan.folder / 'daemon.log'}",
         )
+
+
+def _end_together(daemon: subprocess.Popen[bytes], plc: subprocess.Popen[str]) -> None:
+    """A PLC need not wait for a daemon that failed to start."""
+    if daemon.wait() != 0:
+        plc.terminate()
 
 
 def _stop(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> int:

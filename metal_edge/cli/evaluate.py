@@ -12,6 +12,7 @@ from metal_edge.cli.console import print_json, progress, say, say_result
 from metal_edge.cli.destination import check_folder
 from metal_edge.cli.workflow import (
     calibrate_run,
+    check_sizes,
     ensure_onnx,
     is_run,
     open_run,
@@ -58,6 +59,7 @@ def run_evaluate(
     subject = (
         _from_run(model, data, threads) if is_run(model) else _from_bundle(model, data, threads)
     )
+    check_sizes(subject.samples, subject.preprocess)
     report = out or subject.report
     check_folder(report)
     size = subject.preprocess

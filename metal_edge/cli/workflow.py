@@ -23,6 +23,7 @@ from metal_edge.export.onnx_model import check_parity as check_export
 from metal_edge.export.onnx_model import onnx_from_model, probe_images
 from metal_edge.export.precision import EnginePrecision, check_parity, write_precision
 from metal_edge.files import atomic_file, write_text
+from metal_edge.imaging import image_info
 from metal_edge.models.checkpoint import load_checkpoint
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -153,6 +154,25 @@ def calibrate_run(
     return conformal_threshold(scores, wanted)
 
 
+def check_sizes(samples: tuple[Sample, ...], preprocess: Preprocess) -> None:
+    """Refuses pictures that the daemon would call `wrong_frame_size`: figures would not hold.
+
+    Raises:
+        DataError: names the first one.
+    """
+    wanted = (preprocess.source_width, preprocess.source_height)
+    if None in wanted:
+        return
+    for sample in samples:
+        info = image_info(sample.path)
+        if (info.width, info.height) != wanted:
+            raise DataError(
+                f"{sample.path} is {info.width}x{info.height}, the model was trained on"
+                f" {wanted[0]}x{wanted[1]}",
+                "give pictures as the line's camera takes them",
+            )
+
+
 def _unseen(run: OpenRun, folder: Path) -> tuple[Sample, ...]:
     """Good images of `folder` that are in no part of the run's split, each once.
 
@@ -168,7 +188,9 @@ def _unseen(run: OpenRun, folder: Path) -> tuple[Sample, ...]:
         raise DataError(
             f"{folder} has no good image that the run has not seen", "record new good parts"
         )
-    return tuple(fresh.values())
+    unseen = tuple(fresh.values())
+    check_sizes(unseen, run.preprocess)
+    return unseen
 
 
 def save_threshold(run: OpenRun, threshold: ConformalThreshold) -> None:

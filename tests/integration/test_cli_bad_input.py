@@ -148,15 +148,26 @@ def test_masks_that_do_not_match(mvtec: Path, tmp_path: Path, refuses: Refuses) 
     assert str(mvtec / "ground_truth" / "crack" / "000_mask.png") in error
 
 
-def test_a_mask_of_another_size(trained: Trained, mvtec: Path, tmp_path: Path, call: Call) -> None:
-    mask = mvtec / "ground_truth" / "dent" / "000_mask.png"
-    write_image(mask, 0, (47, 40), spot=8)
+def test_a_mask_of_another_size(trained: Trained, tmp_path: Path, call: Call) -> None:
+    data = Path(shutil.copytree(trained.data, tmp_path / "data"))
+    mask = data / "ground_truth" / "dent" / "000_mask.png"
+    write_image(mask, 0, (383, 384), spot=8)
     before = listing(tmp_path)
-    data = ("--data", mvtec, "-o", tmp_path / "report")
-    outcome = call("evaluate", trained.run, *data)
+    outcome = call("evaluate", trained.run, "--data", data, "-o", tmp_path / "report")
     assert outcome.code == 65
-    assert f"mask {mask} is 47x40, its image 48x40" in outcome.error
+    assert f"mask {mask} is 383x384, its image 384x384" in outcome.error
     assert listing(tmp_path) == before
+
+
+def test_pictures_that_the_line_would_not_take(
+    trained: Trained, mvtec: Path, refuses: Refuses
+) -> None:
+    """The daemon says `unknown` to another size, so no figure may rest on it."""
+    error = refuses(65, "evaluate", trained.run, "--data", mvtec)
+    assert f"{mvtec / 'test' / 'dent' / '000.png'} is 48x40" in error
+    assert "trained on 384x384" in error
+    error = refuses(65, "calibrate", trained.run, "--images", mvtec)
+    assert "is 48x40, the model was trained on 384x384" in error
 
 
 def test_a_place_that_cannot_be_written(

@@ -24,7 +24,7 @@ CORRUPTIONS: dict[str, dict[str, Any]] = {
     "schema": {"schema": 2},
     "foreign part": {"part_id": "P-elsewhere"},
     "foreign trigger": {"trigger_id": "T-elsewhere"},
-    "foreign session": {"session_id": "S9"},
+    "foreign session": {"session_id": "S-foreign"},
     "giant": {"padding": "x" * MAX_PAYLOAD_BYTES},
 }
 

@@ -52,20 +52,31 @@ def test_an_unknown_kind_lists_the_known_ones() -> None:
         create_camera(settings("kodak", ""), SystemClock())
 
 
-def test_the_part_named_by_the_trigger_or_the_next_in_order(pictures: Path) -> None:
+def test_parts_without_a_picture_of_their_name_get_the_next_in_order(pictures: Path) -> None:
     camera = folder_camera(pictures)
     names = []
-    for part in ("c", "x", None, "a", "x"):
+    for part in ("x", None, "y"):
         before = time.monotonic_ns()
         camera.trigger(part)
         frame = camera.grab(1)
         names.append(frame.frame_id)
         assert before <= frame.t_mono_ns <= time.monotonic_ns()
         assert frame.image.shape == (32, 32, 3)
-    assert names == ["c.jpg", "a.png", "b.png", "a.png", "c.jpg"]
+    assert names == ["a.png", "b.png", "c.jpg"]
     camera.trigger("x")
     with pytest.raises(CameraTimeoutError, match="no more images"):
         camera.grab(1)
+
+
+def test_a_named_part_never_gets_another_parts_picture(pictures: Path) -> None:
+    camera = folder_camera(pictures)
+    for part, name in (("c", "c.jpg"), ("a", "a.png"), ("c", "c.jpg")):
+        camera.trigger(part)
+        assert camera.grab(1).frame_id == name
+    for part in ("x", None):
+        camera.trigger(part)
+        with pytest.raises(CameraTimeoutError, match="named like this part"):
+            camera.grab(1)
 
 
 def test_one_picture_per_trigger(pictures: Path) -> None:

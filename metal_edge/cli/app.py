@@ -8,6 +8,7 @@ import sys
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -121,7 +122,19 @@ def _root(
 ) -> None:
     # A service manager's stop must clean up like Ctrl-C; the daemon has handlers of its own.
     if context.invoked_subcommand != "run":
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+_interrupted_by: list[int] = []
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+    """Notes the signal before raising: native code that calls back into Python (safetensors,
+    ONNX Runtime) turns a KeyboardInterrupt into an error of its own, which then looks like a
+    damaged file."""
+    _interrupted_by.append(number)
+    raise KeyboardInterrupt
 
 
 @app.command(epilog="Example: metal-edge train ./bottle -o runs/bottle --max-minutes 5")
@@ -352,15 +365,24 @@ def main() -> None:
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
-    except MetalEdgeError as error:
-        _fail(str(error), error.exit_code)
-    except _UsageError as error:
-        _fail(_usage_problem(error), ExitCode.USAGE)
-    except ModuleNotFoundError as error:
-        _fail(str(_not_installed(error)), ExitCode.UNAVAILABLE)
-    except OSError as error:
-        _fail(_system_problem(error), ExitCode.FAILURE)
+    except Exception as error:  # noqa: BLE001 - `_explain` raises again what it does not know
+        if _interrupted_by:  # whatever native code made of it
+            sys.exit(ExitCode.INTERRUPTED)
+        _explain(error)
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _explain(error: Exception) -> NoReturn:
+    """Ends with one line for a known problem; raises `error` again if it is a bug of ours."""
+    if isinstance(error, MetalEdgeError):
+        _fail(str(error), error.exit_code)
+    if isinstance(error, _UsageError):
+        _fail(_usage_problem(error), ExitCode.USAGE)
+    if isinstance(error, ModuleNotFoundError):
+        _fail(str(_not_installed(error)), ExitCode.UNAVAILABLE)
+    if isinstance(error, OSError):
+        _fail(_system_problem(error), ExitCode.FAILURE)
+    raise error
 
 
 def _fail(what: str, code: ExitCode) -> NoReturn:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +111,36 @@ def test_a_stopped_build_leaves_the_old_bundle(own_run: Path, tmp_path: Path, mo
     command = ("build-engine", own_run, "--precision", "int8", "-o", bundle)
     stop_when(tmp_path / "log", now, number, *command)
     assert listing(tmp_path) == before
+
+
+NATIVE_CODE_SWALLOWS_CTRL_C = """
+import os, signal, sys
+from safetensors import SafetensorError
+from metal_edge.cli.app import main
+from metal_edge.models import checkpoint
+
+def safe_open(*_given, **_named):
+    try:
+        os.kill(os.getpid(), signal.{signal})
+    except KeyboardInterrupt:
+        raise SafetensorError("could not determine the shape") from None
+
+checkpoint.safe_open = safe_open
+main()
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_an_interruption_inside_native_code_is_no_damaged_file(
+    own_run: Path, tmp_path: Path, number: str
+) -> None:
+    """As seen in CI: Ctrl-C while safetensors was calling Python came out as its own error."""
+    code = NATIVE_CODE_SWALLOWS_CTRL_C.format(signal=number)
+    given = ["export", str(own_run), "-o", str(tmp_path / "model.onnx")]
+    command = [sys.executable, "-c", code, *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 130, done.stderr
+    assert "damaged" not in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

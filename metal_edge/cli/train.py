@@ -15,6 +15,7 @@ from metal_edge.errors import ExitCode, SettingsError
 from metal_edge.models.attention import MaskRule
 from metal_edge.models.features import MetalFeaturesConfig
 from metal_edge.models.metal import MetalConfig
+from metal_edge.models.registry import NetworkConfig
 from metal_edge.training.config import Precision, Schedule, TrainConfig
 from metal_edge.training.loop import Progress, Stop
 from metal_edge.training.run import (
@@ -129,7 +130,7 @@ def _train(out: Path, plan: Plan, fresh: bool) -> Outcome:
         )
 
 
-def network_of(options: TrainOptions) -> MetalConfig | MetalFeaturesConfig:
+def network_of(options: TrainOptions) -> NetworkConfig:
     """The architecture that the options name."""
     if options.model == "metal-features":
         return MetalFeaturesConfig(weighting=options.weighting)

@@ -31,6 +31,12 @@ class ModelConfig(BaseModel):
     weighting: bool = Field(
         description="divide the error by what good parts show at that place (after training)"
     )
+    score_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="image score: mean of this share of the map's highest pixels; 0: the maximum",
+    )
 
     @property
     def map_size(self) -> int:
@@ -68,6 +74,14 @@ class AnomalyModel(nn.Module, ABC):
     @abstractmethod
     def error_map(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """Reconstruction, target -> error float32 [B, map_size, map_size]."""
+
+    def load_pretrained(self) -> None:
+        """Fills a freshly built network's frozen part with its published weights; default: none.
+
+        Raises:
+            UnavailableError: the weights are not at hand.
+            DataError: they are not the expected ones.
+        """
 
     def fit_inputs(self, stored: Tensor) -> None:
         """Adapts fixed constants (not weights) to the stored training images; default: none."""

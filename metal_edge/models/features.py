@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from metal_edge.models.attention import MASKED_SCORE
-from metal_edge.models.backbone import LEVELS, EfficientNetLite0
+from metal_edge.models.backbone import LEVELS, EfficientNetLite0, load_imagenet_weights
 from metal_edge.models.base import AnomalyModel, ModelConfig
 
 
@@ -146,6 +146,10 @@ class MetalFeatures(AnomalyModel):
         self.register_buffer("bias", bias, persistent=False)  # one constant for all blocks
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, channels)
+
+    def load_pretrained(self) -> None:
+        """The backbone's ImageNet weights, from the installed package."""
+        load_imagenet_weights(self.backbone)
 
     def precompute(self, images: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> raw features [B, N, C], all levels at the token grid."""

@@ -14,8 +14,10 @@ NetworkConfig = Annotated[MetalConfig | MetalFeaturesConfig, Field(discriminator
 network_config: TypeAdapter[MetalConfig | MetalFeaturesConfig] = TypeAdapter(NetworkConfig)
 
 
-def build_model(config: MetalConfig | MetalFeaturesConfig) -> AnomalyModel:
+def build_model(config: NetworkConfig) -> AnomalyModel:
     """A freshly initialised network for `config`; a backbone has random weights still."""
-    if isinstance(config, MetalConfig):
-        return Metal(config)
-    return MetalFeatures(config)
+    match config:
+        case MetalConfig():
+            return Metal(config)
+        case MetalFeaturesConfig():
+            return MetalFeatures(config)

@@ -17,13 +17,15 @@ class AnomalyScorer(nn.Module):
 
     The model's error map, divided by what good parts show at that place where the model asks
     for that, brought to the input's size and smoothed (MeTAL sec. 4.4). The image score is the
-    map's maximum, so that one threshold serves both.
+    mean of the highest `score_share` of the map's pixels, or its maximum where that is 0. No
+    score exceeds the maximum, so one threshold serves both: a rejected part has hot pixels.
     """
 
     def __init__(self, model: AnomalyModel) -> None:
         super().__init__()
         self.model = model
         config = model.config
+        self.hottest = round(config.score_share * config.image_size**2)
         self.smooth = GaussianSmoothing(config.image_size, config.blur_sigma, config.map_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,4 +35,9 @@ class AnomalyScorer(nn.Module):
         if self.model.config.weighting:
             error = error * (1.0 / self.model.expected_error)
         anomaly_map = self.smooth(error)
-        return anomaly_map, anomaly_map.flatten(1).amax(dim=1)
+        pixels = anomaly_map.flatten(1)
+        if self.hottest <= 1:
+            return anomaly_map, pixels.amax(dim=1)
+        if self.hottest == pixels.shape[1]:
+            return anomaly_map, pixels.mean(dim=1)
+        return anomaly_map, pixels.topk(self.hottest, dim=1, sorted=False).values.mean(dim=1)

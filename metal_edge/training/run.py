@@ -37,11 +37,8 @@ from metal_edge.data import (
 from metal_edge.domain import Preprocess
 from metal_edge.errors import DataError, MissingInputError, OutputError
 from metal_edge.files import write_text
-from metal_edge.models.backbone import load_imagenet_weights
 from metal_edge.models.base import AnomalyModel, weighting_of
 from metal_edge.models.checkpoint import save_checkpoint
-from metal_edge.models.features import MetalFeatures, MetalFeaturesConfig
-from metal_edge.models.metal import MetalConfig
 from metal_edge.models.registry import NetworkConfig, build_model
 from metal_edge.training.config import TrainConfig
 from metal_edge.training.loop import Progress, Stop, Trainer
@@ -99,7 +96,7 @@ class Outcome:
 
 def plan_run(
     dataset: Path,
-    network: MetalConfig | MetalFeaturesConfig,
+    network: NetworkConfig,
     training: TrainConfig,
     *,
     crop: tuple[int, int, int, int] | None = None,
@@ -237,8 +234,7 @@ def prepare_model(
     record = plan.record
     torch.manual_seed(record.training.seed)
     model = build_model(record.network)
-    if isinstance(model, MetalFeatures):
-        load_imagenet_weights(model.backbone)
+    model.load_pretrained()
     stored = precompute(model, torch.from_numpy(images), on_done)
     model.fit_inputs(stored[: len(plan.split.train)])
     return Prepared(model, stored)

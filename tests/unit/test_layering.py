@@ -37,6 +37,9 @@ ROOMS: dict[str, set[str]] = {
 PACKAGES: dict[str, set[str]] = {
     "torch": {"models", "training", "export"},
     "safetensors": {"models", "training"},
+    "timm": {"models"},
+    "huggingface_hub": {"models"},
+    "lightning_fabric": {"training"},
     "onnx": {"export", "quantize"},
     "onnxruntime": {"runtime", "quantize"},
     "tensorrt": {"runtime", "export"},

@@ -20,6 +20,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from metal_edge.models.smoothing import smoothing_matrix
+
 
 class ModelConfig(BaseModel):
     """Fields that every architecture has; stored beside the weights."""
@@ -42,6 +44,10 @@ class ModelConfig(BaseModel):
     def map_size(self) -> int:
         """Side of the error map before smoothing."""
         return self.image_size
+
+    def filtering(self) -> Tensor:
+        """float32 [image_size, image_size] M: the enlarged error map E is smoothed to M E M^T."""
+        return smoothing_matrix(self.image_size, self.blur_sigma)
 
 
 class AnomalyModel(nn.Module, ABC):

@@ -1,6 +1,6 @@
 """From camera bytes to an anomaly map and a score, as one module: this is what is exported.
 
-Normalisation, network, error map and Gaussian smoothing live here so that training,
+Normalisation, network, error map and smoothing live here so that training,
 calibration, evaluation and the line cannot preprocess differently.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from metal_edge.models.base import AnomalyModel
-from metal_edge.models.smoothing import GaussianSmoothing
+from metal_edge.models.smoothing import Smoothing
 
 
 class AnomalyScorer(nn.Module):
@@ -26,7 +26,7 @@ class AnomalyScorer(nn.Module):
         self.model = model
         config = model.config
         self.hottest = round(config.score_share * config.image_size**2)
-        self.smooth = GaussianSmoothing(config.image_size, config.blur_sigma, config.map_size)
+        self.smooth = Smoothing(config.filtering(), config.map_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 [B, S, S, 3] RGB -> anomaly_map float32 [B, S, S], score float32 [B]."""

@@ -34,6 +34,18 @@ def smoothing_matrix(size: int, sigma: float) -> Tensor:
     return matrix.float()
 
 
+def box_matrix(size: int, sides: tuple[int, ...]) -> Tensor:
+    """float32 [size, size]: box filters of odd `sides` in pixels one after the other, mirrored."""
+    matrix = torch.eye(size, dtype=torch.float64)
+    for side in sides:
+        box = torch.zeros_like(matrix)
+        for row in range(size):
+            for offset in range(-(side // 2), side // 2 + 1):
+                box[row, _mirrored(row + offset, size)] += 1.0 / side
+        matrix = box @ matrix
+    return matrix.float()
+
+
 def _mirrored(index: int, size: int) -> int:
     """Index into (d c b a | a b c d | d c b a), however far outside."""
     index %= 2 * size
@@ -62,21 +74,20 @@ def enlarging_matrix(size: int, source: int) -> Tensor:
     return matrix.float()
 
 
-class GaussianSmoothing(nn.Module):
+class Smoothing(nn.Module):
     """Brings [..., source, source] maps to [..., size, size] and smooths them.
 
     Args:
-        size: side of the result.
-        sigma: of the Gaussian, in pixels of the result.
+        filtering: [size, size], applied to columns and to rows.
         source: side of the map that comes in; `size` if not given.
     """
 
     matrix: Tensor
     transposed: Tensor
 
-    def __init__(self, size: int, sigma: float, source: int | None = None) -> None:
+    def __init__(self, filtering: Tensor, source: int | None = None) -> None:
         super().__init__()
-        matrix = smoothing_matrix(size, sigma)
+        matrix, size = filtering, len(filtering)
         if source is not None and source != size:
             matrix = matrix @ enlarging_matrix(size, source)
         self.register_buffer("matrix", matrix, persistent=False)
@@ -85,3 +96,10 @@ class GaussianSmoothing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., source, source] -> [..., size, size]."""
         return self.matrix @ x @ self.transposed
+
+
+class GaussianSmoothing(Smoothing):
+    """`Smoothing` by a Gaussian of `sigma` pixels of the result, whose side is `size`."""
+
+    def __init__(self, size: int, sigma: float, source: int | None = None) -> None:
+        super().__init__(smoothing_matrix(size, sigma), source)

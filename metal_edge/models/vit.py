@@ -30,6 +30,11 @@ def timm_name(backbone: str) -> str | None:
     return backbone.removeprefix(PREFIX) if backbone.startswith(PREFIX) else None
 
 
+def _bare(name: str) -> str:
+    """timm's MODEL.TAG -> MODEL."""
+    return name.partition(".")[0]
+
+
 @cache
 def import_timm() -> Any:
     """The timm package.
@@ -97,7 +102,7 @@ def shape_of(name: str) -> VitShape:
     """
     timm = import_timm()
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
+        near = difflib.get_close_matches(_bare(name), timm.list_models(), n=3)
         raise SettingsError(
             f"timm {timm.__version__} has no model {name!r}",
             f"did you mean {', '.join(near)}?" if near else "e.g. timm:vit_base_patch16_384",
@@ -241,7 +246,7 @@ class PlainViT(nn.Module):
     """
 
     def __init__(
-        self, image_size: int, patch: int, width: int, depth: int, heads: int, mlp_ratio: int
+        self, *, image_size: int, patch: int, width: int, depth: int, heads: int, mlp_ratio: int
     ) -> None:
         super().__init__()
         self.patch, self.grid, self.width = patch, image_size // patch, width

@@ -37,9 +37,7 @@ ROOMS: dict[str, set[str]] = {
 PACKAGES: dict[str, set[str]] = {
     "torch": {"models", "training", "export"},
     "safetensors": {"models", "training"},
-    "lightning_fabric": {"training"},
     "timm": {"models"},
-    "huggingface_hub": {"models"},
     "lightning_fabric": {"training"},
     "onnx": {"export", "quantize"},
     "onnxruntime": {"runtime", "quantize"},

@@ -142,6 +142,7 @@ def evaluate(
     threshold: float | None,
     batch: int = 8,
     progress: Progress | None = None,
+    curves: PixelCurves | None = None,
 ) -> EvaluationResult:
     """Runs every sample and computes the figures.
 
@@ -154,6 +155,7 @@ def evaluate(
         threshold: a part passes when its score is below; None leaves verdicts and F1 out.
         batch: images per call of the runner.
         progress: called with (done, total) after each batch.
+        curves: an empty accumulator that is to see the pixels, for a caller that draws them.
 
     Raises:
         MissingInputError, DataError: no samples, or a file that cannot be used; names it.
@@ -162,7 +164,8 @@ def evaluate(
     """
     _check_arguments(runner, samples, (height, width, 3), threshold, batch)
     has_masks = any(s.mask is not None for s in samples)
-    curves, records, broken_maps = PixelCurves(), list[ImageRecord](), 0
+    curves = PixelCurves() if curves is None else curves
+    records, broken_maps = list[ImageRecord](), 0
     for start in range(0, len(samples), batch):
         chunk = samples[start : start + batch]
         views = [load_view(sample, width, height, crop) for sample in chunk]

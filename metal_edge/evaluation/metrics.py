@@ -174,6 +174,19 @@ class PixelCurves:
         """
         return _area(*self._curve(self._anomalous), max_fpr)
 
+    def roc(self, points: int) -> list[tuple[float, float]]:
+        """The pixel ROC curve for drawing: (FPR, TPR) at `points` evenly spaced FPRs, 0 to 1.
+
+        Raises:
+            DataError: pixels of one kind are missing.
+        """
+        fpr, tpr = self._curve(self._anomalous)
+        at = np.linspace(0.0, 1.0, points)
+        # Where the curve rises vertically, its upper end counts.
+        last = np.searchsorted(fpr, fpr, side="right") - 1 == np.arange(fpr.size)
+        heights = np.interp(at, fpr[last], tpr[last])
+        return [(float(x), float(y)) for x, y in zip(at, heights, strict=True)]
+
     def aupro(self, max_fpr: float) -> float:
         """Area under mean per-region overlap against FPR, up to max_fpr, divided by max_fpr.
 

@@ -73,11 +73,11 @@ def _declare_torchvision_operators() -> torch.library.Library | None:
         return None  # timm's own import will say so
     extension = Path(spec.origin).with_name("_C.so")
     try:
-        torch.ops.load_library(str(extension))
+        torch.ops.load_library(str(extension))  # type: ignore[no-untyped-call]
     except OSError:  # the loader's "libcudart.so... cannot open shared object file"
-        library = torch.library.Library("torchvision", "DEF")
+        library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for name in _OPERATORS:
-            library.define(name + _SCHEMA)
+            library.define(name + _SCHEMA)  # type: ignore[no-untyped-call]
         return library
     return None
 
@@ -266,5 +266,5 @@ class PlainViT(nn.Module):
         grid, patch = self.grid, self.patch
         cut = image.reshape(-1, 3, grid, patch, grid, patch).permute(0, 2, 4, 1, 3, 5)
         tokens = self.embed(cut.reshape(-1, grid * grid, 3 * patch * patch)) + self.position
-        tokens = self.norm(self.blocks(tokens))
-        return tokens.transpose(1, 2).reshape(-1, self.width, grid, grid)
+        tokens = self.norm(self.blocks(tokens))  # [B, g*g, D]
+        return tokens.transpose(1, 2).reshape(-1, self.width, grid, grid)  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""For developers and integrators; nothing in metal_edge imports from here."""

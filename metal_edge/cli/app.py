@@ -48,6 +48,8 @@ class ModelName(StrEnum):
 
     METAL_FEATURES = "metal-features"
     METAL = "metal"
+    L2BT = "l2bt"
+    ANOVIT = "anovit"
 
 
 class RecipeName(StrEnum):
@@ -149,9 +151,43 @@ def train(
     model: Annotated[
         ModelName,
         typer.Option(
-            help="metal: the paper's network on pixels; metal-features: on ImageNet features"
+            help="metal: the paper's network on pixels; metal-features: on ImageNet features;"
+            " l2bt: students between two depths of a backbone; anovit: ViT encoder and decoder"
         ),
     ] = ModelName.METAL_FEATURES,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="l2bt: efficientnet-lite0 (default) or timm:NAME, a ViT; anovit: scratch (default)"
+            " or timm:NAME, e.g. timm:vit_base_patch16_384",
+        ),
+    ] = None,
+    backbone_weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--backbone-weights",
+            metavar="FILE.safetensors",
+            help="timm:NAME: its weights, where the model hub cannot be reached",
+        ),
+    ] = None,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="l2bt: shallow and deep: blocks of a ViT, default 7,11; or stages, default"
+            " stride8,stride16",
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            "--image-size",
+            min=16,
+            max=4096,
+            help="l2bt, anovit: side of the network's input in pixels; default: the model's",
+        ),
+    ] = None,
     preset: Annotated[
         PresetName, typer.Option(help="metal: products 1 block, textures 2 (paper, Table 2)")
     ] = PresetName.PRODUCTS,
@@ -174,7 +210,7 @@ def train(
     ] = RecipeName.FAST,
     max_minutes: Annotated[
         float | None,
-        typer.Option(min=0.05, help="training time; fast: 5 (metal-features) or 10 (metal)"),
+        typer.Option(min=0.05, help="training time; fast: 5 (metal-features, l2bt) or 10"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="at most so many epochs")] = None,
     batch_size: Annotated[
@@ -206,7 +242,7 @@ def train(
         bool, typer.Option("--fresh", help="discard the run that is there, and start over")
     ] = False,
 ) -> None:
-    """Train MeTAL on good parts. Stopped by Ctrl-C or a crash? The same command goes on."""
+    """Train a model on good parts. Stopped by Ctrl-C or a crash? The same command goes on."""
     from metal_edge.cli.train import TrainOptions, run_train
 
     run_train(
@@ -214,6 +250,10 @@ def train(
         out,
         TrainOptions(
             model=model.value,
+            backbone=backbone,
+            backbone_weights=backbone_weights,
+            levels=levels,
+            image_size=image_size,
             preset=preset.value,
             mask=mask.value,
             weighting=weighting,

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 
 from metal_edge.cli.console import progress, say, say_result, stop_requested
 from metal_edge.cli.destination import check_folder
 from metal_edge.errors import ExitCode, SettingsError
+from metal_edge.models.anovit import SCRATCH, AnoViTConfig
 from metal_edge.models.attention import MaskRule
 from metal_edge.models.features import MetalFeaturesConfig
+from metal_edge.models.l2bt import DEEPEST_STRIDE, LITE0, L2BTConfig
 from metal_edge.models.metal import MetalConfig
-from metal_edge.models.registry import NetworkConfig
+from metal_edge.models.registry import NetworkConfig, check_pretrained
+from metal_edge.models.vit import timm_name
 from metal_edge.training.config import Precision, Schedule, TrainConfig
 from metal_edge.training.loop import Progress, Stop
 from metal_edge.training.run import (
@@ -31,8 +35,9 @@ from metal_edge.training.run import (
     train_run,
 )
 
-# `paper` is sec. 4.2 and Table 2. `fast` fits a time budget on two cores: small batches, a higher
-# rate that falls to zero as the budget ends (docs/training.md).
+# `paper` is each model's own publication: MeTAL sec. 4.2 and Table 2 (also for its idea on
+# features), the public code of L2BT, the public log of AnoViT. `fast` fits a time budget on two
+# cores: small batches, a higher rate that falls to zero as the budget ends (docs/training.md).
 PAPER: dict[str, Any] = {
     "schedule": Schedule.CONSTANT,
     "learning_rate": 1e-4,
@@ -40,6 +45,12 @@ PAPER: dict[str, Any] = {
     "epochs": 3000,
     "min_epochs": 500,
     "patience": 50,
+}
+PAPER_PER_MODEL: dict[str, dict[str, Any]] = {
+    "metal-features": {},
+    "metal": {},
+    "l2bt": {"batch_size": 4, "epochs": 50, "min_epochs": 50},
+    "anovit": {"batch_size": 8, "epochs": 200, "min_epochs": 0, "patience": 12},
 }
 FAST: dict[str, Any] = {
     "schedule": Schedule.COSINE,
@@ -51,6 +62,8 @@ FAST: dict[str, Any] = {
 FAST_PER_MODEL: dict[str, dict[str, Any]] = {
     "metal-features": {"learning_rate": 1e-3, "max_minutes": 5.0},
     "metal": {"learning_rate": 5e-4, "max_minutes": 10.0},
+    "l2bt": {"learning_rate": 1e-3, "max_minutes": 5.0},
+    "anovit": {"learning_rate": 5e-4, "max_minutes": 10.0},
 }
 
 
@@ -59,6 +72,10 @@ class TrainOptions:
     """The command's options as given; None means the recipe decides."""
 
     model: str
+    backbone: str | None
+    backbone_weights: Path | None
+    levels: str | None
+    image_size: int | None
     preset: str
     mask: str
     weighting: bool
@@ -91,6 +108,7 @@ def run_train(dataset: Path, out: Path, options: TrainOptions) -> None:
     if is_complete(out) and not options.fresh:
         say_result(f"{out} is already trained with these images and options (--fresh to repeat)")
         return
+    check_pretrained(plan.record.network)
     counts = {side: len(entries) for side, entries in plan.record.split.items()}
     say(
         f"{counts['train']} images to train on, {counts['val']} to watch the loss,"
@@ -131,19 +149,93 @@ def _train(out: Path, plan: Plan, fresh: bool) -> Outcome:
 
 
 def network_of(options: TrainOptions) -> NetworkConfig:
-    """The architecture that the options name."""
-    if options.model == "metal-features":
-        return MetalFeaturesConfig(weighting=options.weighting)
-    return MetalConfig(
-        blocks=1 if options.preset == "products" else 2,
-        mask=MaskRule(options.mask),
-        weighting=options.weighting,
-    )
+    """The architecture that the options name.
+
+    Raises:
+        SettingsError: options that do not go together, or that the architecture cannot have.
+        UnavailableError: a timm backbone where timm is not installed.
+    """
+    try:
+        match options.model:
+            case "l2bt":
+                return _l2bt(options)
+            case "anovit":
+                return _anovit(options)
+        _refuse_backbone_options(options)
+        if options.model == "metal-features":
+            return MetalFeaturesConfig(weighting=options.weighting)
+        return MetalConfig(
+            blocks=1 if options.preset == "products" else 2,
+            mask=MaskRule(options.mask),
+            weighting=options.weighting,
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = "".join(f"{part}: " for part in problem["loc"])
+        what = problem["msg"].removeprefix("Value error, ")
+        raise SettingsError(
+            f"--model {options.model}: {where}{what}", "see `metal-edge train --help`"
+        ) from error
+
+
+def _l2bt(options: TrainOptions) -> L2BTConfig:
+    given = _given(options)
+    if options.levels is not None:
+        given["levels"] = tuple(part.strip() for part in options.levels.split(","))
+    backbone = options.backbone or LITE0
+    if timm_name(backbone) is not None:
+        return L2BTConfig.for_vit(backbone, **given)
+    if (size := options.image_size) is not None:
+        # As many tokens per side as the deepest stage has pixels there.
+        given["grid"], rest = divmod(size, DEEPEST_STRIDE)
+        if rest:
+            raise SettingsError(
+                f"--image-size {size} is not a multiple of {DEEPEST_STRIDE}",
+                f"e.g. --image-size {size + DEEPEST_STRIDE - rest}",
+            )
+    return L2BTConfig(backbone=backbone, **given)
+
+
+def _anovit(options: TrainOptions) -> AnoViTConfig:
+    if options.levels is not None:
+        raise SettingsError("--levels is for --model l2bt", "leave it out")
+    backbone = options.backbone or SCRATCH
+    if timm_name(backbone) is None:
+        return AnoViTConfig(backbone=backbone, **_given(options))
+    return AnoViTConfig.for_vit(backbone, **_given(options))
+
+
+def _given(options: TrainOptions) -> dict[str, Any]:
+    """Fields that both backbone models have, as far as they were given."""
+    file = options.backbone_weights
+    values = {
+        "image_size": options.image_size,
+        "backbone_weights": None if file is None else str(file.expanduser().resolve()),
+    }
+    return {"weighting": options.weighting} | {k: v for k, v in values.items() if v is not None}
+
+
+def _refuse_backbone_options(options: TrainOptions) -> None:
+    given = {
+        "--backbone": options.backbone,
+        "--backbone-weights": options.backbone_weights,
+        "--levels": options.levels,
+        "--image-size": options.image_size,
+    }
+    wrong = [name for name, value in given.items() if value is not None]
+    if wrong:
+        raise SettingsError(
+            f"{wrong[0]} is not an option of --model {options.model}",
+            "leave it out, or use --model l2bt or anovit",
+        )
 
 
 def train_config(options: TrainOptions) -> TrainConfig:
     """The recipe with the given options on top."""
-    recipe = PAPER if options.recipe == "paper" else FAST | FAST_PER_MODEL[options.model]
+    common, per_model = (
+        (PAPER, PAPER_PER_MODEL) if options.recipe == "paper" else (FAST, FAST_PER_MODEL)
+    )
+    recipe = common | per_model[options.model]
     given = {
         "max_minutes": options.max_minutes,
         "epochs": options.epochs,

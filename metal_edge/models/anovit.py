@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from metal_edge.models.base import AnomalyModel, ModelConfig
-from metal_edge.models.vit import PlainViT, TimmTokens, shape_of, timm_name
+from metal_edge.models.vit import PlainViT, TimmTokens, check_vit, shape_of, timm_name
 
 SCRATCH = "scratch"
 
@@ -80,9 +80,11 @@ class AnoViTConfig(ModelConfig):
 
         Raises:
             UnavailableError: timm is not installed.
-            SettingsError: timm has no such ViT.
+            SettingsError: timm has no such ViT, or it not that size.
         """
-        shape = shape_of(backbone.removeprefix("timm:"))
+        name = backbone.removeprefix("timm:")
+        shape = shape_of(name)
+        check_vit(name, changes.get("image_size", shape.image_size), ())
         own = {"image_size": shape.image_size, "patch_size": shape.patch, "width": shape.width}
         return cls.model_validate({"backbone": backbone, **own, **changes})
 

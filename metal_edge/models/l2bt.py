@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from metal_edge.models.backbone import LEVELS, EfficientNetLite0, load_imagenet_weights
 from metal_edge.models.base import AnomalyModel, ModelConfig
 from metal_edge.models.smoothing import box_matrix, smoothing_matrix
-from metal_edge.models.vit import TimmTokens, shape_of, timm_name
+from metal_edge.models.vit import TimmTokens, check_vit, shape_of, timm_name
 
 LITE0 = "efficientnet-lite0"
 VIT_BLOCKS = (7, 11)
+DEEPEST_STRIDE = max(stride for _, stride in LEVELS.values())
 
 
 class L2BTConfig(ModelConfig):
@@ -95,10 +96,13 @@ class L2BTConfig(ModelConfig):
 
         Raises:
             UnavailableError: timm is not installed.
-            SettingsError: timm has no such ViT.
+            SettingsError: timm has no such ViT, or it not those blocks or that size.
+            ValidationError: the levels are not two ascending block numbers.
         """
-        shape = shape_of(backbone.removeprefix("timm:"))
+        name = backbone.removeprefix("timm:")
+        shape = shape_of(name)
         size = changes.get("image_size", shape.image_size)
+        check_vit(name, size, ())
         published = {
             "image_size": size,
             "grid": max(size // shape.patch, 2),
@@ -106,7 +110,9 @@ class L2BTConfig(ModelConfig):
             "hidden": 0,
             "standardise": False,
         }
-        return cls.model_validate({"backbone": backbone, **published, **changes})
+        config = cls.model_validate({"backbone": backbone, **published, **changes})
+        check_vit(name, size, config.blocks())
+        return config
 
     def blocks(self) -> tuple[int, ...]:
         """`levels` as a ViT's blocks.

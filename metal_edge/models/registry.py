@@ -34,3 +34,12 @@ def build_model(config: NetworkConfig) -> AnomalyModel:
             return L2BT(config)
         case AnoViTConfig():
             return AnoViT(config)
+
+
+def check_pretrained(config: NetworkConfig) -> None:
+    """Loads a backbone's published weights once, so that their absence shows before long work.
+
+    Raises:
+        UnavailableError, MissingInputError, DataError: see `AnomalyModel.load_pretrained`.
+    """
+    build_model(config).load_pretrained()

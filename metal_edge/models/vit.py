@@ -231,7 +231,8 @@ def check_vit(name: str, image_size: int, blocks: tuple[int, ...]) -> None:
     outside = [block for block in blocks if not 0 <= block < shape.depth]
     if outside:
         raise SettingsError(
-            f"{name} has no block {outside[0]}", f"its blocks are 0 to {shape.depth - 1}"
+            f"{name} has no block {outside[0]}, its blocks are 0 to {shape.depth - 1}",
+            "choose two of them with --levels",
         )
 
 

@@ -8,11 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Precision(StrEnum):
-    """Arithmetic of the forward pass; weights and optimiser stay in float32."""
+    """Arithmetic of the forward pass; weights and optimiser stay in float32.
+
+    AUTO: bf16 where the hardware multiplies it natively, fp16 on other GPUs, else fp32.
+    """
 
     AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
+    FP16 = "fp16"
 
 
 class Schedule(StrEnum):

@@ -2,6 +2,10 @@
 
 Everything random follows from `TrainConfig.seed` and the epoch number, so a run that was
 interrupted and resumed takes exactly the steps of one that was not.
+
+With several processes each takes a share of every batch, and the first one's clock, wish to stop
+and validation loss hold for all: whatever they decide, they decide alike, and none is left
+waiting for another.
 """
 
 from __future__ import annotations
@@ -13,12 +17,13 @@ from enum import StrEnum
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metal_edge.errors import MetalEdgeError
 from metal_edge.models.base import AnomalyModel
 from metal_edge.models.checkpoint import state_of
-from metal_edge.training.config import Precision, Schedule, TrainConfig
+from metal_edge.training.config import Schedule, TrainConfig
+from metal_edge.training.devices import Compute, Devices, on_one_device, resolve
 from metal_edge.training.state import Position, load_state, save_state
 
 _FLOOR = 0.01  # a cosine run ends at this share of the learning rate
@@ -39,7 +44,10 @@ class Stop(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Reported after every batch. `fraction` is 0..1 of whichever limit comes first."""
+    """Reported after every batch by the first process.
+
+    `epoch` is the batch's own, from 1; `fraction` is 0..1 of whichever limit comes first.
+    """
 
     epoch: int
     step: int
@@ -61,6 +69,7 @@ class Trainer:
         state_file: where the resumable state lives.
         fingerprint: identifies images and configuration across restarts.
         seconds: a monotonic clock, in seconds.
+        compute: the devices; default: the CPU in this process.
     """
 
     def __init__(
@@ -73,7 +82,9 @@ class Trainer:
         state_file: Path,
         fingerprint: str,
         seconds: Callable[[], float],
+        compute: Compute | None = None,
     ) -> None:
+        self.compute = compute or on_one_device(resolve(Devices(), config.precision))
         self.model = model
         self.train_images = train
         self.val_images = val
@@ -87,21 +98,25 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        # Wrapped for the devices: gradients averaged over processes, autocast, loss scaling.
+        self._network, self._stepper = self.compute.fabric.setup(model, self.optimizer)
         self.position = Position()
         self.best: dict[str, Tensor] = {}
-        self.autocast = uses_bf16(config.precision)
 
     def resume(self) -> bool:
         """Continues from the state file if there is one."""
         if not self.state_file.exists():
             return False
-        self.position, self.best = load_state(
+        self.position, self.best, scaler = load_state(
             self.state_file, self.model, self.optimizer, self.fingerprint
         )
+        self.compute.load_scaler_state(scaler)
         return True
 
     def save(self) -> None:
-        """Writes the state file."""
+        """Writes the state file, in the first process."""
+        if not self.compute.first:
+            return
         save_state(
             self.state_file,
             self.position,
@@ -109,6 +124,7 @@ class Trainer:
             self.optimizer,
             best=self.best,
             fingerprint=self.fingerprint,
+            scaler=self.compute.scaler_state(),
         )
 
     def run(
@@ -118,19 +134,29 @@ class Trainer:
     ) -> Stop:
         """Trains to the end, leaves the best weights in the model, and says why it stopped.
 
+        Args:
+            on_progress: called after every batch, in the first process.
+            interrupted: asked after every batch; the first process's answer holds for all.
+
         Raises:
             TrainingDivergedError: the loss is not finite; the last saved state is kept.
         """
         last_save = self.seconds()
         while (stop := self._finished()) is None:
-            before = self.seconds()
+            epoch, before = self.position.epoch, self.seconds()
             loss = self._one_step()
-            self.position.elapsed_s += self.seconds() - before
-            on_progress(self._progress(loss))
-            if interrupted():
+            elapsed, asked, due = self.compute.from_first(
+                self.seconds() - before,
+                interrupted(),
+                self.seconds() - last_save >= self.config.save_every_s,
+            )
+            self.position.elapsed_s += elapsed
+            if self.compute.first:
+                on_progress(self._progress(epoch + 1, loss))
+            if asked:
                 self.save()
                 return Stop.INTERRUPTED
-            if self.seconds() - last_save >= self.config.save_every_s:
+            if due:
                 self.save()
                 last_save = self.seconds()
         if self.position.step_in_epoch:  # a time budget ends inside an epoch: judge that part too
@@ -144,15 +170,22 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self._rate_factor()
         self.model.train()
-        loss = self._loss_of(self.train_images[chosen])
-        if not math.isfinite(value := loss.item()):
+        own = self.compute.share(chosen)
+        # A last batch may be smaller than the processes are many: the idle ones join the
+        # gradients' exchange with an image that counts nothing.
+        batch = self.train_images[own if len(own) else chosen[:1]]
+        loss = self._loss_of(self._network, batch)
+        share = len(own) / len(chosen)
+        (value,) = self.compute.total(loss.item() * share)
+        if not math.isfinite(value):
             raise TrainingDivergedError(
                 f"the loss became {value} in epoch {position.epoch}",
                 "lower --learning-rate, or use --train-precision fp32",
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        # Gradients are averaged over processes: scaled so that the average is the batch's mean.
+        self.compute.fabric.backward(loss * (share * self.compute.world))
+        self._stepper.step()
         position.step += 1
         position.step_in_epoch += 1
         position.loss_sum += value
@@ -160,10 +193,11 @@ class Trainer:
             self._end_epoch()
         return value
 
-    def _loss_of(self, batch: Tensor) -> Tensor:
-        target = self.model.target(batch)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-            reconstruction = self.model(target)
+    def _loss_of(self, network: nn.Module, batch: Tensor) -> Tensor:
+        """Mean over the images of `batch`, through the wrapped network or the bare one."""
+        target = self.model.target(batch.to(self.compute.fabric.device))
+        with self.compute.fabric.autocast():
+            reconstruction = network(target)
         return self.model.loss(reconstruction.float(), target)
 
     def _end_epoch(self) -> None:
@@ -186,10 +220,12 @@ class Trainer:
 
     def _validate(self) -> float:
         self.model.eval()
+        own = self.compute.share(torch.arange(len(self.val_images)))
         with torch.inference_mode():
-            batches = torch.split(self.val_images, self.config.batch_size)
-            total = sum(self._loss_of(batch).item() * len(batch) for batch in batches)
-        value = total / len(self.val_images)
+            batches = torch.split(self.val_images[own], self.config.batch_size) if len(own) else ()
+            own_total = sum(self._loss_of(self.model, b).item() * len(b) for b in batches)
+        (total,) = self.compute.total(own_total)
+        (value,) = self.compute.from_first(total / len(self.val_images))
         if not math.isfinite(value):
             raise TrainingDivergedError(
                 f"the validation loss became {value} in epoch {self.position.epoch}",
@@ -231,28 +267,13 @@ class Trainer:
             return Stop.EARLY
         return None
 
-    def _progress(self, loss: float) -> Progress:
+    def _progress(self, epoch: int, loss: float) -> Progress:
         position = self.position
         return Progress(
-            position.epoch,
+            epoch,
             position.step,
             self._fraction(),
             loss,
             position.best_loss,
             position.elapsed_s,
         )
-
-
-def uses_bf16(precision: Precision) -> bool:
-    """Whether the forward pass runs in bfloat16.
-
-    AUTO says yes where the CPU multiplies bfloat16 natively: three times faster there, slower
-    elsewhere.
-    """
-    if precision is not Precision.AUTO:
-        return precision is Precision.BF16
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -41,13 +41,23 @@ from metal_edge.models.base import AnomalyModel, weighting_of
 from metal_edge.models.checkpoint import save_checkpoint
 from metal_edge.models.registry import NetworkConfig, build_model
 from metal_edge.training.config import TrainConfig
+from metal_edge.training.devices import (
+    Compute,
+    Devices,
+    check_work,
+    on_one_device,
+    resolve,
+)
 from metal_edge.training.loop import Progress, Stop, Trainer
+from metal_edge.training.precompute import CHUNK as CHUNK
+from metal_edge.training.precompute import mean_error, precompute
+from metal_edge.training.processes import WAIT_S, Job, Watcher, train_in_processes
 
 RECORD = "run.json"
 STATE = "state.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 HISTORY = "history.json"
-CHUNK = 16
+DEFAULT_DEVICES = Devices()
 
 
 class RunRecord(BaseModel):
@@ -246,6 +256,7 @@ def train_run(
     prepared: Prepared,
     *,
     seconds: Callable[[], float],
+    devices: Devices = DEFAULT_DEVICES,
     on_resume: Callable[[int], None] = lambda _epoch: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
     interrupted: Callable[[], bool] = lambda: False,
@@ -259,28 +270,41 @@ def train_run(
         plan: from `plan_run`.
         prepared: from `prepare_model`.
         seconds: a monotonic clock.
-        on_resume: told the epoch from which an earlier sitting goes on.
+        devices: what computes; of several, each has a process of its own.
+        on_resume: told the number of epochs that earlier sittings finished.
         on_progress: called after every batch.
-        interrupted: asked after every batch.
+        interrupted: asked after every batch, or several times a second.
 
     Raises:
-        MetalEdgeError: an unwritable place, or a diverging loss.
+        MetalEdgeError: devices that are not there or too many, an unwritable place, a diverging
+            loss, a training process that died.
     """
-    record, model, stored = plan.record, prepared.model, prepared.stored
-    boundary = len(plan.split.train)
+    record, model, boundary = plan.record, prepared.model, len(plan.split.train)
+    hardware = resolve(devices, record.training.precision)
+    check_work(hardware, boundary, record.training.batch_size)
     write_text(run / RECORD, record.model_dump_json(indent=2) + "\n")
-    trainer = Trainer(
-        model,
-        stored[:boundary],
-        stored[boundary:],
-        record.training,
-        state_file=run / STATE,
-        fingerprint=record.fingerprint,
-        seconds=seconds,
-    )
-    if trainer.resume():
-        on_resume(trainer.position.epoch)
-    stop = trainer.run(on_progress, interrupted)
+    if hardware.count > 1:
+        job = Job(
+            network=record.network,
+            training=record.training,
+            train_images=boundary,
+            fingerprint=record.fingerprint,
+            hardware=hardware,
+            wait_s=WAIT_S,
+        )
+        watcher = Watcher(on_resume, on_progress, interrupted)
+        stop = train_in_processes(job, model, prepared.stored, run / STATE, watcher)
+        # What the processes reached lies in the state file.
+        trainer = _trainer(run, plan, prepared, seconds)
+        trainer.resume()
+        if stop is not Stop.INTERRUPTED:
+            model.load_state_dict(trainer.best)
+    else:
+        trainer = _trainer(run, plan, prepared, seconds, on_one_device(hardware))
+        if trainer.resume():
+            on_resume(trainer.position.epoch)
+        stop = trainer.run(on_progress, interrupted)
+        model.cpu()
     outcome = Outcome(
         stop,
         trainer.position.epoch,
@@ -290,38 +314,30 @@ def train_run(
         sum(p.numel() for p in model.parameters()),
     )
     if stop is not Stop.INTERRUPTED:
-        model.expected_error.copy_(weighting_of(mean_error(model, stored[:boundary])))
+        expected = mean_error(model, prepared.stored[:boundary])
+        model.expected_error.copy_(weighting_of(expected))
         _finish(run, trainer, record)
     return outcome
 
 
-def precompute(model: AnomalyModel, images: Tensor, on_done: Callable[[int, int], None]) -> Tensor:
-    """Runs the frozen part of a model once per image.
-
-    Args:
-        images: uint8 [N, S, S, 3].
-
-    Returns:
-        What training stores: bytes as they are, numbers as float16 to halve the memory.
-    """
-    pieces = []
-    with torch.inference_mode():
-        for piece in torch.split(images, CHUNK):
-            stored = model.precompute(piece)
-            pieces.append(stored.half() if stored.is_floating_point() else stored)
-            on_done(sum(map(len, pieces)), len(images))
-    return torch.cat(pieces)
-
-
-def mean_error(model: AnomalyModel, stored: Tensor) -> Tensor:
-    """Mean error map over stored good images, [map_size, map_size]."""
-    model.eval()
-    total = torch.zeros_like(model.expected_error)
-    with torch.inference_mode():
-        for piece in torch.split(stored, CHUNK):
-            target = model.target(piece)
-            total += model.error_map(model(target), target).sum(dim=0)
-    return total / len(stored)
+def _trainer(
+    run: Path,
+    plan: Plan,
+    prepared: Prepared,
+    seconds: Callable[[], float],
+    compute: Compute | None = None,
+) -> Trainer:
+    boundary = len(plan.split.train)
+    return Trainer(
+        prepared.model,
+        prepared.stored[:boundary],
+        prepared.stored[boundary:],
+        plan.record.training,
+        state_file=run / STATE,
+        fingerprint=plan.record.fingerprint,
+        seconds=seconds,
+        compute=compute,
+    )
 
 
 def _finish(run: Path, trainer: Trainer, record: RunRecord) -> None:

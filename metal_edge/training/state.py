@@ -38,6 +38,7 @@ def save_state(
     *,
     best: dict[str, Tensor],
     fingerprint: str,
+    scaler: dict[str, Any],
 ) -> None:
     """Writes everything to one file, atomically.
 
@@ -48,19 +49,24 @@ def save_state(
         best: weights of the best validation epoch so far; empty before the first.
         optimizer: Adam-like, one tensor state per parameter.
         fingerprint: identifies data and configuration; checked on resume.
+        scaler: JSON state of the loss scaler; empty without one.
     """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"best.{k}": v for k, v in best.items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
-    meta = {"position": _finite(asdict(position)), "fingerprint": fingerprint}
+    meta = {
+        "position": _finite(asdict(position)),
+        "fingerprint": fingerprint,
+        "scaler": scaler,
+    }
     save_tensors(path, tensors, meta)
 
 
 def load_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
-) -> tuple[Position, dict[str, Tensor]]:
-    """Restores model and optimiser in place; returns position and best weights.
+) -> tuple[Position, dict[str, Tensor], dict[str, Any]]:
+    """Restores model and optimiser in place; returns position, best weights, loss scaler.
 
     Raises:
         DataError: the file belongs to a run with other data or configuration.
@@ -81,7 +87,7 @@ def load_state(
     values = dict(meta["position"])
     if values["best_loss"] is None:
         values["best_loss"] = float("inf")
-    return Position(**values), _below("best.", tensors)
+    return Position(**values), _below("best.", tensors), meta.get("scaler", {})
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

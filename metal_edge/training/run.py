@@ -49,7 +49,6 @@ from metal_edge.training.devices import (
     resolve,
 )
 from metal_edge.training.loop import Progress, Stop, Trainer
-from metal_edge.training.precompute import CHUNK as CHUNK
 from metal_edge.training.precompute import mean_error, precompute
 from metal_edge.training.processes import WAIT_S, Job, Watcher, train_in_processes
 

@@ -19,9 +19,9 @@ from metal_edge.models.base import AnomalyModel, ModelConfig
 from metal_edge.models.checkpoint import load_checkpoint
 from metal_edge.training.config import TrainConfig
 from metal_edge.training.loop import Progress, Stop
+from metal_edge.training.precompute import CHUNK
 from metal_edge.training.run import (
     CHECKPOINT,
-    CHUNK,
     HISTORY,
     Plan,
     claim,

@@ -80,6 +80,15 @@ class TrainPrecisionName(StrEnum):
     AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class AcceleratorName(StrEnum):
+    """Choices of --accelerator."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
 
 
 class MixedSizes(StrEnum):
@@ -228,8 +237,16 @@ def train(
         MixedSizes, typer.Option(help="what to do with images of different sizes")
     ] = MixedSizes.REFUSE,
     train_precision: Annotated[
-        TrainPrecisionName, typer.Option(help="arithmetic of training; auto: bf16 where native")
+        TrainPrecisionName,
+        typer.Option(help="arithmetic of training; auto: bf16 where native; fp16: GPU only"),
     ] = TrainPrecisionName.AUTO,
+    accelerator: Annotated[
+        AcceleratorName, typer.Option(help="what trains; auto: the GPU where there is one")
+    ] = AcceleratorName.AUTO,
+    devices: Annotated[
+        int,
+        typer.Option(min=1, max=64, help="GPUs, or processes on the CPU, that share each batch"),
+    ] = 1,
     save_every: Annotated[
         float | None,
         typer.Option(
@@ -267,6 +284,8 @@ def train(
             crop=crop,
             mixed_sizes=mixed_sizes is MixedSizes.RESIZE,
             train_precision=train_precision.value,
+            accelerator=accelerator.value,
+            devices=devices,
             save_every_s=save_every,
             fresh=fresh,
         ),
@@ -395,7 +414,9 @@ def demo(
 
 # Typer exports this class of its command-line errors, but not their base.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-_TRAINING_PACKAGES = frozenset({"torch", "safetensors", "onnx", "onnxscript", "onnxsim"})
+_TRAINING_PACKAGES = frozenset(
+    {"torch", "lightning_fabric", "safetensors", "onnx", "onnxscript", "onnxsim"}
+)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from metal_edge.models.metal import MetalConfig
 from metal_edge.models.registry import NetworkConfig, check_pretrained
 from metal_edge.models.vit import timm_name
 from metal_edge.training.config import Precision, Schedule, TrainConfig
+from metal_edge.training.devices import Accelerator, Devices, Hardware, check_work, resolve
 from metal_edge.training.loop import Progress, Stop
 from metal_edge.training.run import (
     CHECKPOINT,
@@ -89,6 +91,8 @@ class TrainOptions:
     crop: str | None
     mixed_sizes: bool
     train_precision: str
+    accelerator: str
+    devices: int
     save_every_s: float | None
     fresh: bool
 
@@ -96,14 +100,18 @@ class TrainOptions:
 def run_train(dataset: Path, out: Path, options: TrainOptions) -> None:
     """Plans, trains or goes on training, and says what came out."""
     check_folder(out)
+    training = train_config(options)
+    devices = Devices(Accelerator(options.accelerator), options.devices)
+    hardware = resolve(devices, training.precision)
     plan = plan_run(
         dataset,
         network_of(options),
-        train_config(options),
+        training,
         crop=parse_crop(options.crop),
         allow_mixed_sizes=options.mixed_sizes,
         held_out=options.held_out,
     )
+    check_work(hardware, len(plan.split.train), training.batch_size)
     claim(out, plan, options.fresh)
     if is_complete(out) and not options.fresh:
         say_result(f"{out} is already trained with these images and options (--fresh to repeat)")
@@ -114,9 +122,11 @@ def run_train(dataset: Path, out: Path, options: TrainOptions) -> None:
         f"{counts['train']} images to train on, {counts['val']} to watch the loss,"
         f" {counts['calibration']} held out for the threshold"
     )
-    outcome = _train(out, plan, options.fresh)
+    _say_hardware(hardware)
+    outcome = _train(out, plan, devices, options.fresh)
     if outcome.stop is Stop.INTERRUPTED:
-        say(f"stopped in epoch {outcome.epochs + 1}; the same command goes on from there")
+        epoch = _epoch_after(outcome.epochs, plan)
+        say(f"stopped in epoch {epoch}; the same command goes on from there")
         raise typer.Exit(ExitCode.INTERRUPTED)
     say_result(
         f"{out / CHECKPOINT}: {outcome.parameters:,} parameters, {outcome.steps} steps in"
@@ -124,7 +134,21 @@ def run_train(dataset: Path, out: Path, options: TrainOptions) -> None:
     )
 
 
-def _train(out: Path, plan: Plan, fresh: bool) -> Outcome:
+def _say_hardware(hardware: Hardware) -> None:
+    if hardware.kind == "cuda":
+        say(f"training on {hardware.count} GPU(s), {hardware.precision}")
+    elif hardware.count > 1:
+        say(f"training in {hardware.count} processes, {hardware.precision}")
+        if (cores := len(os.sched_getaffinity(0))) < hardware.count:
+            say(f"which share {cores} processor core(s): --devices {cores} is faster")
+
+
+def _epoch_after(finished: int, plan: Plan) -> int:
+    """The epoch being worked on, from 1; a run may also be stopped at its very end."""
+    return min(finished + 1, plan.record.training.epochs)
+
+
+def _train(out: Path, plan: Plan, devices: Devices, fresh: bool) -> Outcome:
     with progress("reading images") as advance:
         images = load_plan(plan, lambda done, total: advance(done, total, ""))
     with progress("running the frozen backbone") as advance:
@@ -134,7 +158,7 @@ def _train(out: Path, plan: Plan, fresh: bool) -> Outcome:
     with stop_requested() as asked, progress("training") as advance:
 
         def on_progress(p: Progress) -> None:
-            note = f"epoch {p.epoch + 1}  loss {p.loss:.4f}  best {p.best_loss:.4f}"
+            note = f"epoch {p.epoch}  loss {p.loss:.4f}  best {p.best_loss:.4f}"
             advance(round(1000 * p.fraction), 1000, note)
 
         return train_run(
@@ -142,7 +166,8 @@ def _train(out: Path, plan: Plan, fresh: bool) -> Outcome:
             plan,
             prepared,
             seconds=time.monotonic,
-            on_resume=lambda epoch: say(f"going on from epoch {epoch + 1}"),
+            devices=devices,
+            on_resume=lambda done: say(f"going on from epoch {_epoch_after(done, plan)}"),
             on_progress=on_progress,
             interrupted=asked,
         )

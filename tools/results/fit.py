@@ -129,7 +129,7 @@ def _train(folder: Path, plan: Plan, hooks: Hooks) -> str:
     with hooks.progress("training") as advance:
 
         def on_progress(p: Progress) -> None:
-            note = f"epoch {p.epoch + 1}  loss {p.loss:.4f}  best {p.best_loss:.4f}"
+            note = f"epoch {p.epoch}  loss {p.loss:.4f}  best {p.best_loss:.4f}"
             advance(round(1000 * p.fraction), 1000, note)
 
         outcome = train_run(

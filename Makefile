@@ -1,6 +1,9 @@
 # Two targets do everything on a fresh Debian or Ubuntu machine:
 #   make demo    set up, then run the main job end to end (DATA=folder: real pictures as camera)
 #   make test    set up, then lint, types, layering, unit and integration tests
+# Two more measure the models, for hours; both go on where they were stopped:
+#   make results     docs/results.md anew (DATA=folder of sets SEEDS=3 MINUTES= MODELS=a,b SETS=a,b THREADS=2)
+#   make ablation    the paper's Table 3 on a set (DATA=folder SEEDS=3 MINUTES= MASK=zero BLOCKS=1 RECIPE=fast)
 # Both install what they need: system packages by apt (as root or through sudo), Python packages
 # into .venv, at the versions in constraints.txt.
 
@@ -8,11 +11,14 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PARTS ?= 200
+SEEDS ?= 3
+THREADS ?= 2
+DOCS ?= docs
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check format clean results ablation matplotlib
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 setup: $(VENV)/.ready
 
@@ -23,8 +29,8 @@ demo: setup
 	$(BIN)/metal-edge demo --parts $(PARTS) $(if $(DATA),--data $(DATA))
 
 check: setup
-	$(BIN)/ruff format --check metal_edge tests
-	$(BIN)/ruff check metal_edge tests
+	$(BIN)/ruff format --check metal_edge tests tools
+	$(BIN)/ruff check metal_edge tests tools
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/unit/test_layering.py
 
@@ -32,8 +38,24 @@ test: check
 	$(BIN)/pytest -q tests
 
 format: setup
-	$(BIN)/ruff format metal_edge tests
-	$(BIN)/ruff check --fix metal_edge tests
+	$(BIN)/ruff format metal_edge tests tools
+	$(BIN)/ruff check --fix metal_edge tests tools
+
+results: setup matplotlib
+	RESULTS_COMMAND='make results $(strip $(MAKEOVERRIDES))' $(BIN)/python -m tools.results \
+	  $(if $(DATA),--data $(DATA)) --seeds $(SEEDS) --threads $(THREADS) --docs $(DOCS) \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(MODELS),--models $(MODELS)) \
+	  $(if $(SETS),--sets $(SETS))
+
+ablation: setup
+	$(BIN)/python -m tools.ablation $(or $(DATA),$(error name a set: make ablation DATA=folder)) \
+	  --seeds $(SEEDS) --threads $(THREADS) $(if $(MINUTES),--minutes $(MINUTES)) \
+	  $(if $(MASK),--mask $(MASK)) $(if $(BLOCKS),--blocks $(BLOCKS)) \
+	  $(if $(RECIPE),--recipe $(RECIPE))
+
+matplotlib: setup
+	$(BIN)/python -c 'import matplotlib' 2>/dev/null \
+	  || $(BIN)/pip install --quiet -c constraints.txt matplotlib
 
 clean:
 	rm -rf build $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

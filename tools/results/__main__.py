@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from metal_edge.errors import ExitCode, MetalEdgeError
+from metal_edge.errors import ExitCode
+from tools.results.command import run_command
 
-ROOT = Path(__file__).parents[2]
 DATA = Path("../shared/data")
 
 HELP = """Train and measure every model on every data set, and write the results page.
@@ -83,19 +83,7 @@ def results(  # noqa: PLR0917  (the command's options)
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(help=HELP)(results)
-    try:
-        app(arguments, standalone_mode=False)
-    except typer.Exit as end:
-        return int(end.exit_code)
-    except MetalEdgeError as error:
-        print(f"results: error: {error}", file=sys.stderr)
-        return int(error.exit_code)
-    except KeyboardInterrupt:
-        print("results: stopped; the same command goes on from here", file=sys.stderr)
-        return int(ExitCode.INTERRUPTED)
-    return 0
+    return run_command(results, "python -m tools.results", HELP, arguments)
 
 
 if __name__ == "__main__":

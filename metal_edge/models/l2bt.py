@@ -216,7 +216,7 @@ class L2BT(AnomalyModel):
 
     def forward(self, target: Tensor) -> Tensor:
         """[B, N, Ca + Cb] -> [B, N, Ca + Cb], each half from the other one."""
-        shallow, deep = torch.split(target, self.widths, dim=-1)
+        shallow, deep = target[..., : self.widths[0]], target[..., self.widths[0] :]
         return torch.cat([self.backward_student(deep), self.forward_student(shallow)], dim=-1)
 
     def loss(self, reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -236,5 +236,8 @@ class L2BT(AnomalyModel):
         return product.reshape(-1, self.config.grid, self.config.grid)
 
     def _halves(self, reconstruction: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
-        parts = reconstruction.split(self.widths, dim=-1), torch.split(target, self.widths, dim=-1)
-        return list(zip(*parts, strict=True))
+        shallow = self.widths[0]
+        return [
+            (reconstruction[..., :shallow], target[..., :shallow]),
+            (reconstruction[..., shallow:], target[..., shallow:]),
+        ]

@@ -7,35 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.training_case import NETWORK, config
 
 from metal_edge.errors import DataError
-from metal_edge.models.metal import Metal, MetalConfig
-from metal_edge.training.config import Precision, Schedule, TrainConfig
+from metal_edge.models.metal import Metal
+from metal_edge.training.config import TrainConfig
 from metal_edge.training.loop import Progress, Stop, Trainer, TrainingDivergedError
-
-NETWORK = MetalConfig(
-    image_size=32,
-    patch_size=8,
-    embedding=8,
-    heads=2,
-    square_hidden=16,
-    stripe_hidden=16,
-    decoder_hidden=(16,),
-)
-
-
-def config(**changes: object) -> TrainConfig:
-    values: dict[str, object] = {
-        "epochs": 4,
-        "min_epochs": 0,
-        "patience": 100,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "schedule": Schedule.COSINE,
-        "precision": Precision.FP32,
-        "save_every_s": 1e9,
-    }
-    return TrainConfig.model_validate(values | changes)
 
 
 def trainer(folder: Path, settings: TrainConfig, fingerprint: str = "f") -> Trainer:
@@ -68,6 +45,14 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, stop_at: 
     assert second.position.history == whole.position.history
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[name], tensor), name
+
+
+def test_progress_names_the_epoch_of_the_batch(tmp_path: Path) -> None:
+    """From one, and never one more than there are; 10 images are three batches of 4."""
+    seen: list[Progress] = []
+    trainer(tmp_path, config(epochs=2)).run(on_progress=seen.append)
+    assert [p.epoch for p in seen] == [1, 1, 1, 2, 2, 2]
+    assert seen[-1].fraction == 1.0
 
 
 def test_the_best_epoch_is_what_remains(tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ def run_train(dataset: Path, out: Path, options: TrainOptions) -> None:
     if is_complete(out) and not options.fresh:
         say_result(f"{out} is already trained with these images and options (--fresh to repeat)")
         return
+    if options.backbone is not None and timm_name(options.backbone) is not None:
+        say(f"loading the weights of {options.backbone}")  # from a hub: a minute, if it is slow
     check_pretrained(plan.record.network)
     counts = {side: len(entries) for side, entries in plan.record.split.items()}
     say(

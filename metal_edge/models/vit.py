@@ -45,7 +45,7 @@ def import_timm() -> Any:
     if importlib.util.find_spec("timm") is None:
         raise UnavailableError(
             "backbones of the kind timm:NAME need the package timm, which is not installed",
-            "pip install 'metal-edge[train,vit]', or use --backbone efficientnet-lite0",
+            "pip install 'metal-edge[train,vit]', or leave --backbone out",
         )
     _declare_torchvision_operators()
     import timm  # noqa: PLC0415  # an option, and a second of start-up
@@ -107,8 +107,15 @@ def shape_of(name: str) -> VitShape:
             f"timm {timm.__version__} has no model {name!r}",
             f"did you mean {', '.join(near)}?" if near else "e.g. timm:vit_base_patch16_384",
         )
-    with torch.device("meta"):
-        network = timm.create_model(name, pretrained=False, num_classes=0)
+    try:
+        with torch.device("meta"):
+            network = timm.create_model(name, pretrained=False, num_classes=0)
+    except RuntimeError as error:  # timm's word for an unknown tag
+        tags = timm.list_pretrained(f"{_bare(name)}.*")
+        raise SettingsError(
+            f"timm's {_bare(name)} has no weights {name.partition('.')[2]!r} ({error})",
+            f"it has {', '.join(tags[:3]) or 'none'}",
+        ) from error
     try:
         patch, depth = network.patch_embed.patch_size, len(network.blocks)
         square = patch[0] == patch[1] and callable(network.forward_intermediates)
@@ -197,22 +204,40 @@ class TimmTokens(nn.Module):
     def _load(
         self, file: Path | None, error: type[UnavailableError | DataError], trouble: str
     ) -> None:
-        place = {} if file is None else {"pretrained_cfg_overlay": {"file": str(file)}}
-        size = self.network.patch_embed.img_size[-1]
+        remedy = (
+            "give the model.safetensors of that model's page with --backbone-weights FILE,"
+            " or leave --backbone out"
+        )
         try:
-            filled = import_timm().create_model(
-                self.name, pretrained=True, num_classes=0, img_size=size, **place
-            )
+            filled = self._filled(file, seed=0)
         # What comes out depends on how far the hub's client got, and on its version: every
         # cause is reported, none is hidden.
         except Exception as cause:
             reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             raise error(
-                f"the weights of timm's {self.name} {trouble} ({reason})",
-                "give the model.safetensors of that model's page with --backbone-weights FILE,"
-                " or use --backbone efficientnet-lite0",
+                f"the weights of timm's {self.name} {trouble} ({reason})", remedy
             ) from cause
-        self.network.load_state_dict(filled.state_dict())
+        if file is not None:
+            # timm only logs what a file lacks. Such a tensor is left as the seed made it.
+            again = self._filled(file, seed=1)
+            absent = sorted(k for k in filled if not torch.equal(filled[k], again[k]))
+            if absent:
+                raise error(
+                    f"the weights of timm's {self.name} {trouble} (it lacks {absent[0]})", remedy
+                )
+        self.network.load_state_dict(filled)
+
+    def _filled(self, file: Path | None, seed: int) -> dict[str, Tensor]:
+        """The tensors of this network after timm filled them, at this network's input size."""
+        place = {} if file is None else {"pretrained_cfg_overlay": {"file": str(file)}}
+        size = self.network.patch_embed.img_size[-1]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = import_timm().create_model(
+                self.name, pretrained=True, num_classes=0, img_size=size, **place
+            )
+        tensors: dict[str, Tensor] = network.state_dict()
+        return tensors
 
 
 def check_vit(name: str, image_size: int, blocks: tuple[int, ...]) -> None:

@@ -24,7 +24,7 @@ CPU = Devices(Accelerator.CPU)
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_refused_and_auto_does_without() -> None:
-    with pytest.raises(UnavailableError, match="no CUDA device.*--accelerator cpu"):
+    with pytest.raises(UnavailableError, match=r"no CUDA device.*--accelerator cpu"):
         resolve(Devices(Accelerator.GPU), Precision.AUTO)
     assert resolve(Devices(Accelerator.AUTO, 2), Precision.FP32) == Hardware("cpu", 2, "32-true")
 

@@ -153,7 +153,7 @@ def on_one_device(hardware: Hardware) -> Compute:
 
 
 def join_processes(hardware: Hardware, rank: int, meeting: Path, timeout_s: float) -> Compute:
-    """Meets the other processes; called by each of them, in a process of its own.
+    """Waits for the other processes; called by each of them, in a process of its own.
 
     They find each other through a file, so that no port can be taken by another program.
 
@@ -188,6 +188,7 @@ def join_processes(hardware: Hardware, rank: int, meeting: Path, timeout_s: floa
         plugins=precision,
     )
     fabric.launch()
+    fabric.barrier()
     return Compute(fabric, precision)
 
 

@@ -154,12 +154,12 @@ def _start(folder: Path, state_file: Path, rank: int, count: int) -> _Worker:
 
 
 def _watch(workers: list[_Worker], watcher: Watcher) -> None:
-    """Returns when all have ended, or GRACE_S after the first failed or the state was saved."""
+    """Returns when all are done, or GRACE_S after the first failed or the state was saved."""
     told, deadline = False, float("inf")
     with selectors.DefaultSelector() as selector:
         for worker in workers:
             selector.register(worker.reports, selectors.EVENT_READ, worker)
-        while selector.get_map() and time.monotonic() < deadline:
+        while not all(w.ended or w.last for w in workers) and time.monotonic() < deadline:
             for key, _ in selector.select(_POLL_S):
                 worker = key.data
                 for report in _read(worker):
@@ -209,7 +209,7 @@ def _ask_to_stop(first: _Worker) -> None:
 def _end(workers: list[_Worker]) -> None:
     """Leaves no process behind, whatever state it is in."""
     for worker in workers:
-        if worker.ended:  # on its way out by itself: its exit code tells why
+        if worker.ended and not worker.last:  # on its way out: its exit code tells why
             with suppress(subprocess.TimeoutExpired):
                 worker.process.wait(GRACE_S)
         if worker.process.poll() is None:

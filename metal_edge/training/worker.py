@@ -59,6 +59,8 @@ def _work(folder: Path, state_file: Path, rank: int, send: Send) -> None:
     tensors, meta = load_tensors(folder / HANDOVER)
     job = Job.model_validate(meta["job"])
     compute = join_processes(job.hardware, rank, folder / MEETING, job.wait_s)
+    if compute.first:  # all have it open: were this run killed, it would fill the disk for good
+        (folder / HANDOVER).unlink()
     model = build_model(job.network)
     stored = tensors.pop("stored")
     model.load_state_dict({name.removeprefix("model."): v for name, v in tensors.items()})

@@ -4,7 +4,7 @@
 # Two more measure the models, for hours; both go on where they were stopped:
 #   make results     docs/results.md anew (DATA=folder of sets SEEDS=3 MINUTES= MODELS=a,b SETS=a,b THREADS=2)
 #   make ablation    the paper's Table 3 on a set (DATA=folder SEEDS=3 MINUTES= MASK=zero BLOCKS=1 RECIPE=fast)
-# Both install what they need: system packages by apt (as root or through sudo), Python packages
+# All install what they need: system packages by apt (as root or through sudo), Python packages
 # into .venv, at the versions in constraints.txt.
 
 SHELL := /bin/bash

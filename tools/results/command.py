@@ -35,9 +35,8 @@ def run_command(
     except _UsageError as error:
         message = getattr(error, "format_message", error.__str__)()
         return _failed(name, f"{message.rstrip('.')}: see `{name} --help`", ExitCode.USAGE)
-    except (KeyboardInterrupt, typer.Abort):
-        words = "stopped; the same command goes on from here"
-        return _failed(name, words, ExitCode.INTERRUPTED)
+    if code == ExitCode.INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
+        return _failed(name, "stopped; the same command goes on from here", ExitCode.INTERRUPTED)
     return int(code) if isinstance(code, int) else int(ExitCode.OK)
 
 

@@ -62,7 +62,8 @@ def interleaved_ms(
         for name, runner in runners.items():
             begun = seconds()
             runner.run(inputs[name])
+            elapsed_ms = 1000 * (seconds() - begun)
             if index >= WARM_UP:
-                took[name].append(1000 * (seconds() - begun))
+                took[name].append(elapsed_ms)
         on_round(index + 1, WARM_UP + rounds)
     return {name: median(values) for name, values in took.items()}

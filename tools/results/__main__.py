@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -74,7 +75,7 @@ def results(  # noqa: PLR0917  (the command's options)
         config=config,
         line_images=line_images,
         command=os.environ.get(
-            "RESULTS_COMMAND", "python -m tools.results " + " ".join(sys.argv[1:])
+            "RESULTS_COMMAND", "python -m tools.results " + shlex.join(sys.argv[1:])
         ),
     )
     if not run_all(options):

@@ -126,6 +126,7 @@ def test_a_second_run_keeps_what_is_there_and_names_what_fails(
     assert {p.name for p in path.parent.iterdir()} == {RESULT, MODEL, REPORT}
     assert {p.name for p in (docs / "results").iterdir()} == {"results.json", "roc-knobs.svg"}
 
+    (docs / "results" / "roc-gone.svg").write_text("of a set that is no more", encoding="utf-8")
     trained = path.stat().st_mtime_ns
     write_set(tmp_path / "data" / "dark")
     for lens_covered in (tmp_path / "data" / "dark" / "train" / "good").iterdir():

@@ -154,6 +154,7 @@ def _write_docs(options: Options, cells: list[Cell], variants: list[Variant], wo
         _set_info(name, [pair for pair in done if pair[0].name == name], cells, folder)
         for name in dict.fromkeys(cell.name for cell in cells)
     ]
+    _drop_stale(folder, sets)
     contents = Results(
         made=Made(
             utc=world.utc().isoformat(timespec="seconds"),
@@ -171,6 +172,15 @@ def _write_docs(options: Options, cells: list[Cell], variants: list[Variant], wo
     )
     write_text(folder / JSON, contents.model_dump_json(indent=1) + "\n")
     write_text(options.docs / PAGE, render(contents, published()))
+
+
+def _drop_stale(folder: Path, sets: list[SetInfo]) -> None:
+    """Removes curves and galleries that an earlier page showed and this one does not."""
+    shown = {name for info in sets for name in (info.curves, *info.galleries.values())}
+    for pattern in ("roc-*.svg", f"{LINE}-*.jpg"):
+        for path in folder.glob(pattern):
+            if path.name not in shown:
+                path.unlink()
 
 
 def _set_info(

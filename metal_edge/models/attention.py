@@ -10,17 +10,22 @@ from torch import Tensor, nn
 
 
 class MaskRule(StrEnum):
-    """What happens to the attention score between a token and itself.
+    """What a patch's reconstruction may look at.
+
+    Three rules concern the attention score between a token and itself:
 
     OFF: nothing, a plain ViT block. ZERO: the score becomes 0 before the softmax, as the paper
     writes ("forces the dot product ... to be set to 0"). NEG_INF: the score becomes -1e4, so
     the weight underflows to an exact 0 in FP32 and FP16 and no NaN can arise in a quantiser.
     None of the three hides a patch from its own reconstruction: the query still carries it.
+
+    ZEROLEAK is another construction, with queries that carry no content: see `zeroleak`.
     """
 
     OFF = "off"
     ZERO = "zero"
     NEG_INF = "neg_inf"
+    ZEROLEAK = "zeroleak"
 
 
 MASKED_SCORE = -1e4
@@ -33,7 +38,10 @@ class MaskedSelfAttention(nn.Module):
         dim: token width D, divisible by `heads`.
         heads: number of heads.
         tokens: N, fixed because the mask is a constant of the graph.
-        rule: treatment of the diagonal.
+        rule: treatment of the diagonal; self-attention cannot be ZEROLEAK.
+
+    Raises:
+        ValueError: an indivisible width, or that rule.
     """
 
     keep: Tensor
@@ -43,6 +51,8 @@ class MaskedSelfAttention(nn.Module):
         super().__init__()
         if dim % heads:
             raise ValueError(f"width {dim} is not divisible by {heads} heads")
+        if rule is MaskRule.ZEROLEAK:
+            raise ValueError("no mask keeps self-attention from leaking: use zeroleak's blocks")
         self.heads = heads
         self.scale = 1.0 / math.sqrt(dim // heads)
         self.rule = rule

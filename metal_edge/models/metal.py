@@ -9,11 +9,13 @@ The paper gives image and patch sizes, embedding 128, 4 heads and 1 (products) o
 blocks (Table 2). It does not give the MLP widths; those below reproduce its parameter counts
 (Table 6: 17.8 M and 26.3 M). Norm placement (pre-norm), learned positions and MLP ratio 2
 follow the same laboratory's VT-ADL.
+
+With the mask `zeroleak` the branches give way to one stream of queries that cannot see their own
+square (module `zeroleak`); squares, stripes, decoder, loss and error map stay.
 """
 
 from __future__ import annotations
 
-from enum import StrEnum
 from itertools import pairwise
 from typing import Literal
 
@@ -24,14 +26,8 @@ from torch import Tensor, nn
 from metal_edge.models.attention import EncoderBlock, MaskRule
 from metal_edge.models.base import AnomalyModel, ModelConfig
 from metal_edge.models.losses import WINDOW, ReconstructionLoss
-
-
-class Shape(StrEnum):
-    """How the image is cut into tokens."""
-
-    SQUARES = "squares"
-    ROWS = "rows"
-    COLS = "cols"
+from metal_edge.models.shapes import Shape
+from metal_edge.models.zeroleak import ZeroLeakEncoder, widest_radius
 
 
 class MetalConfig(ModelConfig):
@@ -42,7 +38,12 @@ class MetalConfig(ModelConfig):
     patch_size: int = Field(default=16, gt=0)
     shapes: tuple[Shape, ...] = (Shape.SQUARES, Shape.ROWS)
     mask: MaskRule = MaskRule.ZERO
-    blocks: int = Field(default=1, ge=1, description="1 for products, 2 for textures (Table 2)")
+    radius: int = Field(
+        default=0, ge=0, description="zeroleak: hidden neighbourhood, Chebyshev, squares"
+    )
+    blocks: int = Field(
+        default=1, ge=1, le=8, description="1 for products, 2 for textures (Table 2)"
+    )
     heads: int = Field(default=4, gt=0)
     embedding: int = Field(default=128, gt=0, description="width per square token (Table 2)")
     square_hidden: int = 512
@@ -62,12 +63,32 @@ class MetalConfig(ModelConfig):
             raise ValueError(f"image_size {self.image_size} is below the SSIM window, {WINDOW}")
         if not self.shapes or len(set(self.shapes)) != len(self.shapes):
             raise ValueError("shapes must name each patch shape at most once, and at least one")
+        self._check_mask()
         return self
+
+    def _check_mask(self) -> None:
+        if self.mask is not MaskRule.ZEROLEAK:
+            if self.radius:
+                raise ValueError(f"radius {self.radius} needs mask zeroleak, not {self.mask}")
+            return
+        if self.joined % self.heads:
+            raise ValueError(f"width {self.joined} is not divisible by {self.heads} heads")
+        if self.radius > (widest := widest_radius(self.grid, self.shapes)):
+            usable = f"at most {widest}" if widest >= 0 else "none, use smaller patches"
+            raise ValueError(
+                f"radius {self.radius} with {'+'.join(self.shapes)} on a {self.grid} x {self.grid}"
+                f" grid leaves a patch nothing to look at (usable radius: {usable})"
+            )
 
     @property
     def grid(self) -> int:
         """Squares per side, p in the paper."""
         return self.image_size // self.patch_size
+
+    @property
+    def joined(self) -> int:
+        """Width of what is known of each square, before the decoder (Fig. 5)."""
+        return self.embedding * len(self.shapes)
 
 
 class Branch(nn.Module):
@@ -124,8 +145,12 @@ class Metal(AnomalyModel):
     def __init__(self, config: MetalConfig) -> None:
         super().__init__(config)
         self.reconstruction_loss = ReconstructionLoss(config.image_size)
-        self.branches = nn.ModuleList(Branch(config, shape) for shape in config.shapes)
-        widths = (config.embedding * len(config.shapes), *config.decoder_hidden)
+        zeroleak = config.mask is MaskRule.ZEROLEAK
+        self.encoder = _zeroleak(config) if zeroleak else None
+        self.branches = nn.ModuleList(
+            () if zeroleak else (Branch(config, shape) for shape in config.shapes)
+        )
+        widths = (config.joined, *config.decoder_hidden)
         layers: list[nn.Module] = []
         for wide, narrow in pairwise(widths):
             layers += [nn.Linear(wide, narrow), nn.GELU()]
@@ -150,9 +175,13 @@ class Metal(AnomalyModel):
 
     def forward(self, target: Tensor) -> Tensor:
         """[B, 3, S, S] -> [B, 3, S, S]."""
-        squares = self.cut(target)
-        joined = torch.cat([branch(squares) for branch in self.branches], dim=-1)
-        return self.paste(self.decoder(joined))
+        return self.paste(self.decoder(self.encode(self.cut(target))))
+
+    def encode(self, squares: Tensor) -> Tensor:
+        """[B, g, g, 3*p*p] -> [B, g, g, joined], what each square is decoded from."""
+        if self.encoder is not None:
+            return self.encoder(squares)  # type: ignore[no-any-return]
+        return torch.cat([branch(squares) for branch in self.branches], dim=-1)
 
     def cut(self, image: Tensor) -> Tensor:
         """[B, 3, S, S] -> [B, g, g, 3*p*p], channel-major inside a patch."""
@@ -165,3 +194,18 @@ class Metal(AnomalyModel):
         grid, patch, size = self.config.grid, self.config.patch_size, self.config.image_size
         x = squares.reshape(-1, grid, grid, 3, patch, patch)
         return x.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, size, size)
+
+
+def _zeroleak(config: MetalConfig) -> ZeroLeakEncoder:
+    """As wide as the paper's joined vectors, so that the decoder is the paper's as well."""
+    return ZeroLeakEncoder(
+        grid=config.grid,
+        pixels=3 * config.patch_size**2,
+        hidden=config.square_hidden,
+        width=config.joined,
+        shapes=config.shapes,
+        radius=config.radius,
+        blocks=config.blocks,
+        heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
+    )

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from metal_edge.models.attention import MaskedSelfAttention, MaskRule
-from metal_edge.models.metal import Branch, Metal, MetalConfig, Shape
+from metal_edge.models.metal import Branch, Metal, MetalConfig
+from metal_edge.models.shapes import Shape
 
 
 def small(**changes: object) -> MetalConfig:
@@ -78,7 +79,7 @@ def test_each_square_gets_its_own_segment_of_its_own_stripe(shape: Shape) -> Non
             assert torch.equal(given_to[0, row, col], expected)
 
 
-@pytest.mark.parametrize("rule", list(MaskRule))
+@pytest.mark.parametrize("rule", [MaskRule.OFF, MaskRule.ZERO, MaskRule.NEG_INF])
 def test_masked_attention_agrees_with_its_definition(rule: MaskRule) -> None:
     torch.manual_seed(3)
     tokens, dim, heads = 5, 8, 2
@@ -115,8 +116,55 @@ def test_masked_attention_agrees_with_its_definition(rule: MaskRule) -> None:
         {"shapes": ()},
         {"shapes": ("rows", "rows")},
         {"widht": 3},
+        {"blocks": 0},
+        {"blocks": 9},
+        {"mask": "zero", "radius": 1},
+        {"mask": "zeroleak", "heads": 3},
+        {"mask": "zeroleak", "image_size": 16, "patch_size": 16},
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         small(**change)
+
+
+# Table 3: squares alone without a mask and with one, then each union.
+COLUMNS = [
+    ("squares",),
+    ("squares", "rows"),
+    ("squares", "cols"),
+    ("rows", "cols"),
+    ("squares", "rows", "cols"),
+]
+
+
+@pytest.mark.parametrize("shapes", COLUMNS, ids="+".join)
+@pytest.mark.parametrize("mask", list(MaskRule))
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_every_column_of_table_3_trains(
+    shapes: tuple[str, ...], mask: MaskRule, blocks: int
+) -> None:
+    """A step along the gradient lowers the loss, and every weight has a part in it."""
+    torch.manual_seed(0)
+    model = Metal(small(shapes=shapes, mask=mask, blocks=blocks))
+    image = torch.rand(4, 3, 32, 32)
+    before = model.loss(model(image), image)
+    before.backward()
+    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+    with torch.no_grad():
+        for p in model.parameters():
+            p.sub_(1e-2 * p.grad)
+        assert model.loss(model(image), image) < before
+
+
+def test_the_original_masks_have_one_branch_per_shape_and_zeroleak_has_none() -> None:
+    assert len(Metal(small(shapes=("squares", "cols"))).branches) == 2
+    zeroleak = Metal(small(shapes=("squares", "cols"), mask="zeroleak"))
+    assert len(zeroleak.branches) == 0
+    assert zeroleak.encoder is not None
+
+
+def test_self_attention_cannot_claim_zeroleak() -> None:
+    with pytest.raises(ValueError, match="leaking"):
+        MaskedSelfAttention(8, 2, 4, MaskRule.ZEROLEAK)

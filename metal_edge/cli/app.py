@@ -72,6 +72,7 @@ class MaskName(StrEnum):
     OFF = "off"
     ZERO = "zero"
     NEG_INF = "neg_inf"
+    ZEROLEAK = "zeroleak"
 
 
 class TrainPrecisionName(StrEnum):
@@ -201,8 +202,29 @@ def train(
         PresetName, typer.Option(help="metal: products 1 block, textures 2 (paper, Table 2)")
     ] = PresetName.PRODUCTS,
     mask: Annotated[
-        MaskName, typer.Option(help="metal: what becomes of a patch's attention to itself")
-    ] = MaskName.ZERO,
+        MaskName | None,
+        typer.Option(
+            help="metal: what hides a patch from its own reconstruction; default zero, the paper's,"
+            " which leaks; zeroleak does not"
+        ),
+    ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", help="metal: any of squares,rows,cols; default: squares,rows (the paper)"
+        ),
+    ] = None,
+    blocks: Annotated[
+        int | None, typer.Option(min=1, max=8, help="metal: depth; default: the preset's")
+    ] = None,
+    radius: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="metal with --mask zeroleak: squares around a patch that are hidden with it;"
+            " default 0",
+        ),
+    ] = None,
     weighting: Annotated[
         bool,
         typer.Option(
@@ -272,7 +294,10 @@ def train(
             levels=levels,
             image_size=image_size,
             preset=preset.value,
-            mask=mask.value,
+            mask=None if mask is None else mask.value,
+            shapes=shapes,
+            blocks=blocks,
+            radius=radius,
             weighting=weighting,
             held_out=held_out,
             recipe=recipe.value,

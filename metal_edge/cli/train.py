@@ -15,7 +15,6 @@ from metal_edge.cli.console import progress, say, say_result, stop_requested
 from metal_edge.cli.destination import check_folder
 from metal_edge.errors import ExitCode, SettingsError
 from metal_edge.models.anovit import SCRATCH, AnoViTConfig
-from metal_edge.models.attention import MaskRule
 from metal_edge.models.features import MetalFeaturesConfig
 from metal_edge.models.l2bt import DEEPEST_STRIDE, LITE0, L2BTConfig
 from metal_edge.models.metal import MetalConfig
@@ -79,7 +78,10 @@ class TrainOptions:
     levels: str | None
     image_size: int | None
     preset: str
-    mask: str
+    mask: str | None
+    shapes: str | None
+    blocks: int | None
+    radius: int | None
     weighting: bool
     held_out: float
     recipe: str
@@ -182,6 +184,8 @@ def network_of(options: TrainOptions) -> NetworkConfig:
         SettingsError: options that do not go together, or that the architecture cannot have.
         UnavailableError: a timm backbone where timm is not installed.
     """
+    if options.model != "metal":
+        _refuse_metal_options(options)
     try:
         match options.model:
             case "l2bt":
@@ -191,11 +195,7 @@ def network_of(options: TrainOptions) -> NetworkConfig:
         _refuse_backbone_options(options)
         if options.model == "metal-features":
             return MetalFeaturesConfig(weighting=options.weighting)
-        return MetalConfig(
-            blocks=1 if options.preset == "products" else 2,
-            mask=MaskRule(options.mask),
-            weighting=options.weighting,
-        )
+        return _metal(options)
     except ValidationError as error:
         problem = error.errors()[0]
         where = "".join(f"{part}: " for part in problem["loc"])
@@ -203,6 +203,16 @@ def network_of(options: TrainOptions) -> NetworkConfig:
         raise SettingsError(
             f"--model {options.model}: {where}{what}", "see `metal-edge train --help`"
         ) from error
+
+
+def _metal(options: TrainOptions) -> MetalConfig:
+    given: dict[str, Any] = {"mask": options.mask, "radius": options.radius}
+    given["blocks"] = options.blocks or (1 if options.preset == "products" else 2)
+    if options.shapes is not None:
+        given["shapes"] = tuple(part.strip() for part in options.shapes.split(","))
+    return MetalConfig(
+        weighting=options.weighting, **{k: v for k, v in given.items() if v is not None}
+    )
 
 
 def _l2bt(options: TrainOptions) -> L2BTConfig:
@@ -254,6 +264,21 @@ def _refuse_backbone_options(options: TrainOptions) -> None:
         raise SettingsError(
             f"{wrong[0]} is not an option of --model {options.model}",
             "leave it out, or use --model l2bt or anovit",
+        )
+
+
+def _refuse_metal_options(options: TrainOptions) -> None:
+    given = {
+        "--mask": options.mask,
+        "--shapes": options.shapes,
+        "--blocks": options.blocks,
+        "--radius": options.radius,
+    }
+    wrong = [name for name, value in given.items() if value is not None]
+    if wrong:
+        raise SettingsError(
+            f"{wrong[0]} is not an option of --model {options.model}",
+            "leave it out, or use --model metal",
         )
 
 

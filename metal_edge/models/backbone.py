@@ -33,7 +33,13 @@ STAGES = (
     (6, 320, 1, 1, 3),
 )
 # name -> (index into STAGES, stride to the input)
-LEVELS = {"stride4": (1, 4), "stride8": (2, 8), "stride16": (4, 16)}
+LEVELS = {
+    "stride4": (1, 4),
+    "stride8": (2, 8),
+    "stride16-early": (3, 16),
+    "stride16": (4, 16),
+    "stride32": (6, 32),
+}
 
 
 class ConvNorm(nn.Module):

@@ -92,6 +92,13 @@ class AnomalyModel(nn.Module, ABC):
     def fit_inputs(self, stored: Tensor) -> None:
         """Adapts fixed constants (not weights) to the stored training images; default: none."""
 
+    def fit_errors(self, stored: Tensor) -> None:
+        """Adapts constants of the error map to the trained network's errors; default: none.
+
+        Args:
+            stored: of the training images, after training.
+        """
+
 
 def weighting_of(mean_error: Tensor) -> Tensor:
     """Expected error per place, floored so that quiet places do not explode.

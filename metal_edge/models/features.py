@@ -1,20 +1,27 @@
-"""MeTAL over features: masked reconstruction of frozen backbone features, without a leak.
+"""MeTAL over features: what surrounds a token, and what lies above and below it, must explain it.
 
-Not the paper's network but its idea (each patch explained by its surroundings only) on
-ImageNet features, with a mask that holds at any depth. Content and queries are two streams:
+Not the paper's network but its idea on frozen ImageNet features. Two predictions per token:
 
-* content c_j = f(token j), per-token maps only;
-* a query h_i starts as the learned position i, knows no content, and gathers from c_j of the
-  tokens that are farther than `radius` from i (Chebyshev distance on the token grid).
+* **context**: MeTAL's idea, each token from its surroundings, by a mask that holds at any depth
+  (ZeroLeak). Content c_j = f(token j), per-token maps only; a query h_i starts as the learned
+  position i, knows no content, and gathers from c_j of the tokens that are farther than `radius`
+  from i (Chebyshev distance on the token grid). By induction h_i depends on allowed tokens
+  only. Tokens are features, whose receptive fields overlap: what is hidden is the token and its
+  neighbours, not every trace that their pixels left in distant features.
+* **students**: L2BT's idea (Costanzino et al.) along a chain of backbone depths: per-token MLPs
+  predict each depth's features from the next shallower and the next deeper one. They see the
+  token itself, at other depths, and catch what surroundings repeat (large stains, bleedings).
 
-By induction h_i depends on allowed tokens only, whatever the depth. Tokens are features, whose
-receptive fields overlap: what is hidden is the token and its neighbours, not every trace that
-their pixels left in distant features.
+The anomaly map is a geometric mean of all their errors, each in units of what good parts show.
+Context residuals are whitened first (their covariance on good parts), so that a small deviation
+in a quiet direction counts as much as a large one in a busy direction: the likelihood of a token
+under a Gaussian around its prediction.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -27,6 +34,11 @@ from torch import Tensor, nn
 from metal_edge.models.attention import MASKED_SCORE
 from metal_edge.models.backbone import LEVELS, EfficientNetLite0, load_imagenet_weights
 from metal_edge.models.base import AnomalyModel, ModelConfig
+from metal_edge.models.l2bt import student
+
+_CHUNK = 16
+_SHRINKAGE = 0.05  # of a residual covariance towards its mean variance: few images, many channels
+_TINY = 1e-6
 
 
 class MetalFeaturesConfig(ModelConfig):
@@ -34,34 +46,50 @@ class MetalFeaturesConfig(ModelConfig):
 
     kind: Literal["metal-features"] = "metal-features"
     image_size: int = Field(default=256, gt=0)
-    blur_sigma: float = Field(default=8.0, gt=0)
+    blur_sigma: float = Field(default=5.0, gt=0)
     weighting: bool = False
-    levels: tuple[str, ...] = ("stride4", "stride8", "stride16")
+    score_share: float = Field(default=0.02, ge=0, le=1)
+    depths: tuple[tuple[str, ...], ...] = Field(
+        default=(("stride4", "stride8"), ("stride16-early", "stride16"), ("stride32",)),
+        description="backbone levels, shallow to deep, in the groups that students link",
+    )
     grid: int = Field(default=16, ge=2, description="tokens per side")
     radius: int = Field(default=1, ge=0, description="hidden neighbourhood, Chebyshev, tokens")
     width: int = Field(default=256, gt=0)
     heads: int = Field(default=8, gt=0)
     depth: int = Field(default=2, ge=1)
     mlp_ratio: int = Field(default=2, ge=1)
+    students: bool = Field(default=True, description="also predict each depth from its neighbours")
+    student_hidden: int = Field(default=256, gt=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> MetalFeaturesConfig:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        if not self.levels or not all(self.depths):
+            raise ValueError("depths must name at least one level in each group")
         for name in self.levels:
             if name not in LEVELS:
                 raise ValueError(f"level {name!r} is not one of {', '.join(LEVELS)}")
-            if self.image_size % (LEVELS[name][1] * self.grid):
+            side, rest = divmod(self.image_size, LEVELS[name][1])
+            if rest or (side % self.grid and self.grid % side):
                 raise ValueError(
-                    f"level {name} of a {self.image_size} px image is no multiple of the grid"
+                    f"level {name} of a {self.image_size} px image does not fit the grid"
                     f" {self.grid}"
                 )
+        if list(self.levels) != sorted(set(self.levels), key=list(LEVELS).index):
+            raise ValueError("depths must name different levels, from shallow to deep")
         if not allowed_tokens(self.grid, self.radius).any(axis=1).all():
             raise ValueError(
                 f"radius {self.radius} on a {self.grid} x {self.grid} grid leaves a token"
                 " nothing to look at"
             )
         return self
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """All levels, shallow to deep."""
+        return tuple(name for group in self.depths for name in group)
 
     @property
     def map_size(self) -> int:
@@ -125,12 +153,17 @@ class CrossAttentionBlock(nn.Module):
 
 
 class MetalFeatures(AnomalyModel):
-    """Target: standardised backbone features, float32 [B, N, C], N = grid * grid tokens."""
+    """Target: standardised backbone features, float32 [B, N, C], N = grid * grid tokens.
+
+    The reconstruction is wider, [B, N, C + P]: the context's prediction of all C channels, then
+    every student's prediction of its depth's channels.
+    """
 
     config: MetalFeaturesConfig
     channel_scale: Tensor
     channel_shift: Tensor
     bias: Tensor
+    usual_error: Tensor
 
     def __init__(self, config: MetalFeaturesConfig) -> None:
         super().__init__(config)
@@ -146,6 +179,19 @@ class MetalFeatures(AnomalyModel):
         self.register_buffer("bias", bias, persistent=False)  # one constant for all blocks
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, channels)
+        self.groups = _groups(
+            config.depths, dict(zip(config.levels, self.backbone.channels, strict=True))
+        )
+        links = list(pairwise(range(len(self.groups)))) if config.students else []
+        self.links = links + [(deep, shallow) for shallow, deep in links]
+        self.students = nn.ModuleList(
+            student(_size(self.groups[a]), config.student_hidden, _size(self.groups[b]))
+            for a, b in self.links
+        )
+        for index, group in enumerate(self.groups):  # residual -> residual @ whiten + offset
+            self.register_buffer(f"whiten{index}", torch.eye(_size(group)))
+            self.register_buffer(f"offset{index}", torch.zeros(_size(group)))
+        self.register_buffer("usual_error", torch.ones(len(self.groups) + len(self.links)))
 
     def load_pretrained(self) -> None:
         """The backbone's ImageNet weights, from the installed package."""
@@ -154,24 +200,40 @@ class MetalFeatures(AnomalyModel):
     def precompute(self, images: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> raw features [B, N, C], all levels at the token grid."""
         x = images.permute(0, 3, 1, 2).float() * (2.0 / 255.0) + -1.0
-        pooled = []
-        for level in self.backbone(x):
-            step = level.shape[-1] // self.config.grid
-            pooled.append(F.avg_pool2d(level, step) if step > 1 else level)
-        return torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)
+        return torch.cat([self._at_grid(x) for x in self.backbone(x)], dim=1).flatten(2).mT
+
+    def _at_grid(self, level: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, grid, grid]: averaged where finer, interpolated where coarser."""
+        grid, side = self.config.grid, level.shape[-1]
+        if side < grid:
+            return F.interpolate(level, size=(grid, grid), mode="bilinear")
+        return level if side == grid else F.avg_pool2d(level, side // grid)
 
     def fit_inputs(self, stored: Tensor) -> None:
         """Standardises each channel over all tokens of the training images."""
-        flat = stored.reshape(-1, stored.shape[-1]).double()
-        scale = 1.0 / flat.std(dim=0).clamp_min(1e-3)
+        flat = stored.reshape(-1, stored.shape[-1])
+        total = torch.zeros(flat.shape[1], dtype=torch.float64)
+        square = torch.zeros_like(total)
+        for piece in torch.split(flat, 1 << 14):  # in double precision, but not all of it at once
+            total += piece.double().sum(dim=0)
+            square += piece.double().square().sum(dim=0)
+        mean = total / len(flat)
+        scale = 1.0 / (square / len(flat) - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3)
         self.channel_scale.copy_(scale.float())
-        self.channel_shift.copy_((-flat.mean(dim=0) * scale).float())
+        self.channel_shift.copy_((-mean * scale).float())
 
     def target(self, stored: Tensor) -> Tensor:
         """Raw features -> standardised, float32 [B, N, C]."""
         return stored.float() * self.channel_scale + self.channel_shift
 
     def forward(self, target: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C + P]: the context's prediction, then the students'."""
+        predictions = [self.context(target)]
+        for network, (source, _) in zip(self.students, self.links, strict=True):
+            predictions.append(network(target[..., self.groups[source]]))
+        return torch.cat(predictions, dim=-1)
+
+    def context(self, target: Tensor) -> Tensor:
         """[B, N, C] -> [B, N, C], token i from the tokens its mask allows."""
         content = self.content(target) + self.content_position
         h = self.query_position
@@ -180,10 +242,104 @@ class MetalFeatures(AnomalyModel):
         return self.out(self.norm(h))  # type: ignore[no-any-return]
 
     def loss(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error over standardised channels."""
-        return F.mse_loss(reconstruction, target)
+        """Mean squared error of the context plus 1 - cosine of every student."""
+        context, students = self._split(reconstruction, target)
+        total = F.mse_loss(context, target)
+        for got, wanted in students:
+            total = total + (1.0 - F.cosine_similarity(got, wanted, dim=-1)).mean()
+        return total
 
     def error_map(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error per token, [B, grid, grid]."""
-        error = (reconstruction - target).square().mean(dim=-1)
-        return error.reshape(-1, self.config.grid, self.config.grid)
+        """Geometric mean of context and student errors, usual = 1, [B, grid, grid]."""
+        errors = self._errors(reconstruction, target) * (1.0 / self.usual_error)
+        logs = errors.clamp_min(_TINY).log()
+        count = len(self.groups)
+        mean = logs[..., :count].mean(dim=-1)
+        if self.links:  # both kinds weigh the same, however many there are of each
+            mean = 0.5 * (mean + logs[..., count:].mean(dim=-1))
+        return mean.exp().reshape(-1, self.config.grid, self.config.grid)
+
+    def fit_errors(self, stored: Tensor) -> None:
+        """Whitening and usual size of the errors, from the stored training images."""
+        self.eval()
+        sums = [_Moments(_size(group)) for group in self.groups]
+        with torch.inference_mode():
+            for piece in torch.split(stored, _CHUNK):
+                target = self.target(piece)
+                residual = self.context(target) - target
+                for moments, group in zip(sums, self.groups, strict=True):
+                    moments.add(residual[..., group])
+            for index, moments in enumerate(sums):
+                whiten = moments.whitening()
+                getattr(self, f"whiten{index}").copy_(whiten)
+                getattr(self, f"offset{index}").copy_(-(moments.mean.float() @ whiten))
+            total = torch.zeros_like(self.usual_error)
+            for piece in torch.split(stored, _CHUNK):
+                target = self.target(piece)
+                total += self._errors(self(target), target).mean(dim=1).sum(dim=0)
+            self.usual_error.copy_((total / len(stored)).clamp_min(_TINY))
+
+    def _errors(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+        """[B, N, groups + links]: whitened RMS of the context, distances of the students."""
+        context, students = self._split(reconstruction, target)
+        # The subtractions come first after the predictions: what follows them stays FP32 in INT8.
+        residual = context - target
+        errors = []
+        for index, group in enumerate(self.groups):
+            white = residual[..., group] @ getattr(self, f"whiten{index}")
+            white = white + getattr(self, f"offset{index}")
+            errors.append(white.square().mean(dim=-1).sqrt())
+        for got, wanted in students:
+            difference = F.normalize(got, dim=-1) - F.normalize(wanted, dim=-1)
+            errors.append(difference.square().sum(dim=-1).sqrt())
+        return torch.stack(errors, dim=-1)
+
+    def _split(
+        self, reconstruction: Tensor, target: Tensor
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The context's prediction, and (prediction, wanted) of every student."""
+        sizes = [target.shape[-1], *(_size(self.groups[wanted]) for _, wanted in self.links)]
+        context, *predicted = torch.split(reconstruction, sizes, dim=-1)
+        wanted = [target[..., self.groups[index]] for _, index in self.links]
+        return context, list(zip(predicted, wanted, strict=True))
+
+
+class _Moments:
+    """Mean and covariance of residuals [..., C], accumulated in double precision."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.total = torch.zeros(channels, dtype=torch.float64)
+        self.product = torch.zeros(channels, channels, dtype=torch.float64)
+
+    def add(self, residual: Tensor) -> None:
+        flat = residual.reshape(-1, residual.shape[-1]).double()
+        self.count += len(flat)
+        self.total += flat.sum(dim=0)
+        self.product += flat.T @ flat
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    def whitening(self) -> Tensor:
+        """float32 [C, C]: residuals times it have (nearly) unit covariance."""
+        covariance = self.product / self.count - torch.outer(self.mean, self.mean)
+        variance = covariance.diagonal().mean().clamp_min(_TINY)
+        covariance += _SHRINKAGE * variance * torch.eye(len(covariance), dtype=torch.float64)
+        whitening: Tensor = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
+        return whitening.float()
+
+
+def _groups(depths: tuple[tuple[str, ...], ...], channels: dict[str, int]) -> list[slice]:
+    """Where each depth's channels lie in a token."""
+    groups, start = [], 0
+    for names in depths:
+        stop = start + sum(channels[name] for name in names)
+        groups.append(slice(start, stop))
+        start = stop
+    return groups
+
+
+def _size(group: slice) -> int:
+    return int(group.stop) - int(group.start)

@@ -76,8 +76,8 @@ class MetalConfig(ModelConfig):
         if self.radius > (widest := widest_radius(self.grid, self.shapes)):
             usable = f"at most {widest}" if widest >= 0 else "none, use smaller patches"
             raise ValueError(
-                f"radius {self.radius} with {'+'.join(self.shapes)} on a grid of {self.grid} x {self.grid}"
-                f" leaves a patch nothing to look at (usable radius: {usable})"
+                f"radius {self.radius} with {'+'.join(self.shapes)} on a grid of {self.grid} x"
+                f" {self.grid} leaves a patch nothing to look at (usable radius: {usable})"
             )
 
     @property

@@ -66,10 +66,10 @@ class CrossAttentionBlock(nn.Module):
     """Queries gather from content under a hard mask, then think per token; both residual.
 
     The mask is added to the scores. FP32's exp is exactly 0 below -104, so a forbidden weight is
-    exactly 0 as long as its score exceeds the best allowed one by less than 9896. Scores are
-    products of normalised vectors: with width 256, 4 heads and spectral norms s of the two
-    projections they stay below s*s*256/8, which takes an s of 12 to come near; trained
-    networks have 1 to 3.
+    exactly 0 unless its score exceeds the best allowed one by 9896 or more. Scores are products
+    of projections of normalised vectors: with width 256, 4 heads and spectral norms s of both
+    projections they differ by at most 2*s*s*256/8. That takes an s of 12; trained networks have
+    1 to 3.
 
     Args:
         width: D, of queries and content; divisible by `heads`.

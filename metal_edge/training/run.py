@@ -216,11 +216,17 @@ def load_plan(plan: Plan, on_load: Callable[[int, int], None]) -> NDArray[np.uin
     The held-out images are read as well: a damaged one must not be found after the training.
 
     Raises:
-        MissingInputError, DataError: an image that cannot be used.
+        MissingInputError, DataError: an image that cannot be used, or that shows nothing.
     """
     size, split = plan.record.preprocess, plan.split
     samples = (*split.train, *split.val, *split.calibration)
     images = load_images(samples, size.width, size.height, size.crop, on_load)
+    for sample, image in zip(samples, images, strict=True):
+        if (image == image[0, 0]).all():  # a closed lens, an overexposed frame, a crop beside it
+            raise DataError(
+                f"{sample.path} shows one flat colour and no part",
+                "remove it, or correct the exposure or --crop",
+            )
     return images[: len(split.train) + len(split.val)]
 
 

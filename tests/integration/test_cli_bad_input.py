@@ -122,6 +122,45 @@ def test_too_few_or_all_the_same(tmp_path: Path, refuses: Refuses) -> None:
     assert "hold 1 distinct" in refuses(65, "train", copies, "-o", tmp_path / "run")
 
 
+def test_a_picture_of_one_colour(parts: Path, tmp_path: Path, refuses: Refuses) -> None:
+    """A closed lens: also among the held-out ones, and before any training."""
+    for number in range(8):
+        flat = parts / f"{number:03d}.png"
+        before = flat.read_bytes()
+        write_image(flat, 17, (48, 40))
+        error = refuses(65, "train", parts, "-o", tmp_path / "run", "--model", "metal", *SHORT)
+        assert f"{flat} shows one flat colour" in error
+        flat.write_bytes(before)
+
+
+def test_a_network_that_cannot_be(parts: Path, tmp_path: Path, refuses: Refuses) -> None:
+    def refused(*options: object) -> str:
+        return refuses(78, "train", parts, "-o", tmp_path / "run", *options, *SHORT)
+
+    metal = ("--model", "metal")
+    blind = refused(*metal, "--mask", "zeroleak", "--shapes", "rows", "--radius", 4)
+    assert "radius 4 with rows on a grid of 8 x 8" in blind
+    assert "usable radius: at most 3" in blind
+    assert "radius 1 needs mask zeroleak, not neg_inf" in refused(
+        *metal, "--mask", "neg_inf", "--radius", 1
+    )
+    assert "'squares', 'rows' or 'cols'" in refused(*metal, "--shapes", "squares,circles")
+    assert "at most once" in refused(*metal, "--shapes", "rows,rows")
+    for option in (("--mask", "zero"), ("--shapes", "rows"), ("--blocks", 2), ("--radius", 0)):
+        assert f"{option[0]} is not an option of --model l2bt" in refused(
+            "--model", "l2bt", *option
+        )
+
+
+def test_absent_backbone_weights(
+    parts: Path, tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package that carries them is not installed."""
+    monkeypatch.setattr("metal_edge.models.backbone.PACKAGE", "a_package_that_is_not_there")
+    error = refuses(69, "train", parts, "-o", tmp_path / "run", *SHORT)
+    assert "ImageNet weights are not installed" in error
+
+
 @pytest.fixture
 def mvtec(tmp_path: Path) -> Path:
     """MVTec's layout with one masked defect of 48x40."""

@@ -76,7 +76,8 @@ def transparent(folder: Path) -> Path:
 
 
 def other_size(folder: Path) -> Path:
-    PIL.Image.new("RGB", (SIZE[0] + 1, SIZE[1]), (120, 90, 60)).save(folder / "x.png")
+    shades = PIL.Image.linear_gradient("L").resize((SIZE[0] + 1, SIZE[1]))
+    shades.convert("RGB").save(folder / "x.png")
     return folder / "x.png"
 
 

@@ -1,26 +1,26 @@
-"""MeTAL over features: what surrounds a token, and what lies above and below it, must explain it.
+"""MeTAL over features: what surrounds a token, what lies above and below it, and what good parts
+have shown must explain it.
 
-Not the paper's network but its idea on frozen ImageNet features. Two predictions per token:
+Not the paper's network but its idea on frozen ImageNet features. Three opinions per token:
 
 * **context**: MeTAL's idea, each token from its surroundings, by a mask that holds at any depth
-  (ZeroLeak). Content c_j = f(token j), per-token maps only; a query h_i starts as the learned
-  position i, knows no content, and gathers from c_j of the tokens that are farther than `radius`
-  from i (Chebyshev distance on the token grid). By induction h_i depends on allowed tokens
-  only. Tokens are features, whose receptive fields overlap: what is hidden is the token and its
-  neighbours, not every trace that their pixels left in distant features.
+  (`zeroleak.py`): a query knows its position only and gathers from tokens farther than `radius`
+  away. Tokens are features, whose receptive fields overlap: what is hidden is the token and its
+  neighbours, not every trace that their pixels left in distant features. Residuals are whitened
+  (their covariance on good parts): the likelihood under a Gaussian around the prediction.
 * **students**: L2BT's idea (Costanzino et al.) along a chain of backbone depths: per-token MLPs
   predict each depth's features from the next shallower and the next deeper one. They see the
   token itself, at other depths, and catch what surroundings repeat (large stains, bleedings).
+* **memory**: PatchCore's idea (Roth et al. 2022): distance to the nearest remembered good token,
+  so that a rare but good look stays good.
 
-The anomaly map is a geometric mean of all their errors, each in units of what good parts show.
-Context residuals are whitened first (their covariance on good parts), so that a small deviation
-in a quiet direction counts as much as a large one in a busy direction: the likelihood of a token
-under a Gaussian around its prediction.
+The anomaly map is the geometric mean of the three, each in units of what good parts show.
+docs/results.md says what each of them is worth.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal
 
@@ -35,10 +35,14 @@ from metal_edge.models.attention import MASKED_SCORE
 from metal_edge.models.backbone import LEVELS, EfficientNetLite0, load_imagenet_weights
 from metal_edge.models.base import AnomalyModel, ModelConfig
 from metal_edge.models.l2bt import student
+from metal_edge.models.memory import TokenMemory
+from metal_edge.models.whitening import Moments, Whitening
+from metal_edge.models.zeroleak import CrossAttentionBlock, neighbourhood
 
 _CHUNK = 16
-_SHRINKAGE = 0.05  # of a residual covariance towards its mean variance: few images, many channels
 _TINY = 1e-6
+_MEMORY_SEED = 0
+_REMEMBERED = 1000  # images at most that the memory chooses its tokens from
 
 
 class MetalFeaturesConfig(ModelConfig):
@@ -61,6 +65,10 @@ class MetalFeaturesConfig(ModelConfig):
     mlp_ratio: int = Field(default=2, ge=1)
     students: bool = Field(default=True, description="also predict each depth from its neighbours")
     student_hidden: int = Field(default=256, gt=0)
+    memory: int = Field(default=3000, ge=0, description="remembered good tokens; 0: none")
+    context_depths: int | None = Field(
+        default=None, ge=1, description="only so many groups, from the shallowest, in the map"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> MetalFeaturesConfig:
@@ -79,6 +87,8 @@ class MetalFeaturesConfig(ModelConfig):
                 )
         if list(self.levels) != sorted(set(self.levels), key=list(LEVELS).index):
             raise ValueError("depths must name different levels, from shallow to deep")
+        if self.context_depths is not None and self.context_depths > len(self.depths):
+            raise ValueError(f"context_depths exceeds the {len(self.depths)} groups of depths")
         if not allowed_tokens(self.grid, self.radius).any(axis=1).all():
             raise ValueError(
                 f"radius {self.radius} on a {self.grid} x {self.grid} grid leaves a token"
@@ -99,9 +109,7 @@ class MetalFeaturesConfig(ModelConfig):
 
 def allowed_tokens(grid: int, radius: int) -> NDArray[np.bool_]:
     """bool [N, N]: may query i look at token j? N = grid * grid, row-major."""
-    row, col = np.divmod(np.arange(grid * grid), grid)
-    apart = np.maximum(abs(row[:, None] - row), abs(col[:, None] - col))
-    return np.asarray(apart > radius)
+    return np.asarray(~neighbourhood(grid, radius))
 
 
 def attention_bias(grid: int, radius: int, heads: int) -> Tensor:
@@ -119,39 +127,6 @@ def attention_bias(grid: int, radius: int, heads: int) -> Tensor:
     return torch.from_numpy(bias).float()
 
 
-class CrossAttentionBlock(nn.Module):
-    """Queries gather from content under a hard mask, then think per token; both residual."""
-
-    def __init__(self, config: MetalFeaturesConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.heads = config.heads
-        self.scale = 1.0 / math.sqrt(width // config.heads)
-        self.norm_query = nn.LayerNorm(width)
-        self.norm_content = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.project = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width)
-        hidden = config.mlp_ratio * width
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-
-    def forward(self, h: Tensor, content: Tensor, bias: Tensor) -> Tensor:
-        """h [B or 1, N, D], content [B, N, D], bias [heads, N, N] -> [B, N, D].
-
-        A first block gets h with batch 1 (positions only): its queries become a constant.
-        """
-        batch, tokens, width = content.shape
-        split = (tokens, self.heads, width // self.heads)
-        query = self.query(self.norm_query(h)).reshape(-1, *split).transpose(1, 2)
-        pair = self.key_value(self.norm_content(content)).reshape(batch, tokens, 2, *split[1:])
-        key, value = pair.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, D/heads]
-        score = (query * self.scale) @ key.transpose(-2, -1) + bias  # [B, heads, N, N]
-        mixed = (score.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, tokens, width)
-        h = h + self.project(mixed)
-        return h + self.mlp(self.norm_mlp(h))  # type: ignore[no-any-return]
-
-
 class MetalFeatures(AnomalyModel):
     """Target: standardised backbone features, float32 [B, N, C], N = grid * grid tokens.
 
@@ -164,6 +139,9 @@ class MetalFeatures(AnomalyModel):
     channel_shift: Tensor
     bias: Tensor
     usual_error: Tensor
+    error_weight: Tensor
+    balance: Tensor
+    memory: TokenMemory | None
 
     def __init__(self, config: MetalFeaturesConfig) -> None:
         super().__init__(config)
@@ -174,7 +152,9 @@ class MetalFeatures(AnomalyModel):
         self.content = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         self.query_position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
         self.content_position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
-        self.blocks = nn.ModuleList(CrossAttentionBlock(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            CrossAttentionBlock(width, config.heads, config.mlp_ratio) for _ in range(config.depth)
+        )
         bias = attention_bias(config.grid, config.radius, config.heads)
         self.register_buffer("bias", bias, persistent=False)  # one constant for all blocks
         self.norm = nn.LayerNorm(width)
@@ -188,10 +168,17 @@ class MetalFeatures(AnomalyModel):
             student(_size(self.groups[a]), config.student_hidden, _size(self.groups[b]))
             for a, b in self.links
         )
-        for index, group in enumerate(self.groups):  # residual -> residual @ whiten + offset
-            self.register_buffer(f"whiten{index}", torch.eye(_size(group)))
-            self.register_buffer(f"offset{index}", torch.zeros(_size(group)))
-        self.register_buffer("usual_error", torch.ones(len(self.groups) + len(self.links)))
+        self.judged = self.groups[: config.context_depths]
+        self.whitenings = nn.ModuleList(Whitening(_size(group)) for group in self.judged)
+        self.memory = TokenMemory(config.memory, channels) if config.memory else None
+        kinds = [len(self.judged), len(self.links), 1 if self.memory else 0]
+        self.register_buffer("usual_error", torch.ones(sum(kinds)))
+        # Every kind weighs the same, however many errors it has.
+        weights = [1.0 / (count * sum(map(bool, kinds))) for count in kinds for _ in range(count)]
+        self.register_buffer("error_weight", torch.tensor(weights), persistent=False)
+        # Every level weighs the same in the memory, however many channels it has.
+        balance = [torch.full((n,), n**-0.5) for n in self.backbone.channels]
+        self.register_buffer("balance", torch.cat(balance), persistent=False)
 
     def load_pretrained(self) -> None:
         """The backbone's ImageNet weights, from the installed package."""
@@ -250,49 +237,56 @@ class MetalFeatures(AnomalyModel):
         return total
 
     def error_map(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Geometric mean of context and student errors, usual = 1, [B, grid, grid]."""
+        """Geometric mean of all errors, about 1 on good parts, [B, grid, grid]."""
         errors = self._errors(reconstruction, target) * (1.0 / self.usual_error)
-        logs = errors.clamp_min(_TINY).log()
-        count = len(self.groups)
-        mean = logs[..., :count].mean(dim=-1)
-        if self.links:  # both kinds weigh the same, however many there are of each
-            mean = 0.5 * (mean + logs[..., count:].mean(dim=-1))
-        return mean.exp().reshape(-1, self.config.grid, self.config.grid)
+        logs = errors.clamp_min(_TINY).log() * self.error_weight
+        return logs.sum(dim=-1).exp().reshape(-1, self.config.grid, self.config.grid)
 
     def fit_errors(self, stored: Tensor) -> None:
-        """Whitening and usual size of the errors, from the stored training images."""
+        """Memory, whitening and usual size of the errors, from the stored training images."""
         self.eval()
-        sums = [_Moments(_size(group)) for group in self.groups]
         with torch.inference_mode():
-            for piece in torch.split(stored, _CHUNK):
-                target = self.target(piece)
-                residual = self.context(target) - target
-                for moments, group in zip(sums, self.groups, strict=True):
-                    moments.add(residual[..., group])
-            for index, moments in enumerate(sums):
-                whiten = moments.whitening()
-                getattr(self, f"whiten{index}").copy_(whiten)
-                getattr(self, f"offset{index}").copy_(-(moments.mean.float() @ whiten))
+            for group, whitening in zip(self.judged, self.whitenings, strict=True):
+                moments = Moments(_size(group))
+                for target in self._targets(stored):
+                    moments.add((self.context(target) - target)[..., group])
+                whitening.fit(moments)
+            if self.memory is not None:
+                generator = torch.Generator().manual_seed(_MEMORY_SEED)
+                chosen = stored[torch.randperm(len(stored), generator=generator)[:_REMEMBERED]]
+                tokens = [self._remembered(x).flatten(0, 1) for x in self._targets(chosen)]
+                self.memory.fit(torch.cat(tokens), generator)
             total = torch.zeros_like(self.usual_error)
-            for piece in torch.split(stored, _CHUNK):
-                target = self.target(piece)
+            for target in self._targets(stored):
                 total += self._errors(self(target), target).mean(dim=1).sum(dim=0)
             self.usual_error.copy_((total / len(stored)).clamp_min(_TINY))
 
+    def _targets(self, stored: Tensor) -> Iterator[Tensor]:
+        for piece in torch.split(stored, _CHUNK):
+            yield self.target(piece)
+
     def _errors(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """[B, N, groups + links]: whitened RMS of the context, distances of the students."""
+        """[B, N, errors]: whitened RMS per depth, distance per student, distance to memory."""
         context, students = self._split(reconstruction, target)
         # The subtractions come first after the predictions: what follows them stays FP32 in INT8.
         residual = context - target
         errors = []
-        for index, group in enumerate(self.groups):
-            white = residual[..., group] @ getattr(self, f"whiten{index}")
-            white = white + getattr(self, f"offset{index}")
-            errors.append(white.square().mean(dim=-1).sqrt())
+        for group, whitening in zip(self.judged, self.whitenings, strict=True):
+            errors.append(whitening(residual[..., group]).square().mean(dim=-1).sqrt())
         for got, wanted in students:
             difference = F.normalize(got, dim=-1) - F.normalize(wanted, dim=-1)
             errors.append(difference.square().sum(dim=-1).sqrt())
+        if self.memory is not None:
+            errors.append(self.memory(self._remembered(target)))
         return torch.stack(errors, dim=-1)
+
+    def _remembered(self, target: Tensor) -> Tensor:
+        """[B, N, C] -> what the memory compares: level-balanced, averaged over 3 x 3 tokens."""
+        grid = self.config.grid
+        maps = (target * self.balance).mT.reshape(-1, target.shape[-1], grid, grid)
+        # The border averages what there is: padding zeros would give it a look of its own.
+        maps = F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
+        return maps.flatten(2).mT
 
     def _split(
         self, reconstruction: Tensor, target: Tensor
@@ -302,33 +296,6 @@ class MetalFeatures(AnomalyModel):
         context, *predicted = torch.split(reconstruction, sizes, dim=-1)
         wanted = [target[..., self.groups[index]] for _, index in self.links]
         return context, list(zip(predicted, wanted, strict=True))
-
-
-class _Moments:
-    """Mean and covariance of residuals [..., C], accumulated in double precision."""
-
-    def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.total = torch.zeros(channels, dtype=torch.float64)
-        self.product = torch.zeros(channels, channels, dtype=torch.float64)
-
-    def add(self, residual: Tensor) -> None:
-        flat = residual.reshape(-1, residual.shape[-1]).double()
-        self.count += len(flat)
-        self.total += flat.sum(dim=0)
-        self.product += flat.T @ flat
-
-    @property
-    def mean(self) -> Tensor:
-        return self.total / self.count
-
-    def whitening(self) -> Tensor:
-        """float32 [C, C]: residuals times it have (nearly) unit covariance."""
-        covariance = self.product / self.count - torch.outer(self.mean, self.mean)
-        variance = covariance.diagonal().mean().clamp_min(_TINY)
-        covariance += _SHRINKAGE * variance * torch.eye(len(covariance), dtype=torch.float64)
-        whitening: Tensor = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
-        return whitening.float()
 
 
 def _groups(depths: tuple[tuple[str, ...], ...], channels: dict[str, int]) -> list[slice]:

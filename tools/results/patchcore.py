@@ -18,6 +18,7 @@ from torch import Tensor
 
 from metal_edge.models.base import AnomalyModel, ModelConfig
 from metal_edge.models.features import MetalFeatures, MetalFeaturesConfig
+from metal_edge.models.memory import greedy_coreset
 
 
 class PatchCoreConfig(ModelConfig):
@@ -40,7 +41,13 @@ class PatchCoreConfig(ModelConfig):
     @property
     def features(self) -> MetalFeaturesConfig:
         """Where the tokens come from."""
-        return MetalFeaturesConfig(image_size=self.image_size, grid=self.grid)
+        return MetalFeaturesConfig(
+            image_size=self.image_size,
+            grid=self.grid,
+            depths=(("stride4", "stride8", "stride16"),),
+            students=False,
+            memory=0,
+        )
 
 
 class PatchCore(AnomalyModel):
@@ -107,46 +114,3 @@ class PatchCore(AnomalyModel):
         """Euclidean distance to the nearest token of the bank, [B, grid, grid]."""
         distance = (target - reconstruction).square().sum(dim=-1).sqrt()
         return distance.reshape(-1, self.config.grid, self.config.grid)
-
-
-def greedy_coreset(
-    points: Tensor,
-    count: int,
-    dimensions: int,
-    generator: torch.Generator,
-    on_step: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Tensor:
-    """Greedy k-centre choice: again and again the point farthest from all chosen ones.
-
-    Distances are those of a random projection (Johnson and Lindenstrauss), as in the paper.
-
-    Args:
-        points: float32 [M, C].
-        count: how many to choose, 1..M.
-        dimensions: of the projection; C or more leaves the points as they are.
-        generator: projection and first point.
-        on_step: called with (chosen, count) after each choice.
-
-    Returns:
-        int64 [count], distinct indices into `points`, in the order of choice.
-
-    Raises:
-        ValueError: count is not in 1..M.
-    """
-    if not 1 <= count <= len(points):
-        raise ValueError(f"cannot choose {count} of {len(points)} points")
-    if dimensions < points.shape[1]:
-        directions = torch.randn(points.shape[1], dimensions, generator=generator)
-        points = points @ (directions / dimensions**0.5)
-    squares = points.square().sum(dim=1)
-    nearest = torch.full((len(points),), float("inf"))
-    index = int(torch.randint(len(points), (1,), generator=generator))
-    chosen = torch.empty(count, dtype=torch.int64)
-    for step in range(count):
-        chosen[step] = index
-        distance = squares + squares[index] - 2.0 * (points @ points[index])
-        torch.minimum(nearest, distance, out=nearest)
-        nearest[index] = -float("inf")  # rounding, or an exact copy, must not choose it again
-        index = int(nearest.argmax())
-        on_step(step + 1, count)
-    return chosen

@@ -1,0 +1,99 @@
+"""Memory of good tokens, as in PatchCore (Roth et al., "Towards Total Recall in Industrial
+Anomaly Detection", CVPR 2022): a token is judged by its distance to the nearest remembered one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+_CANDIDATES = 50_000  # more tokens than this are thinned at random before the greedy choice
+_DIMENSIONS = 64
+
+
+def greedy_coreset(
+    points: Tensor,
+    count: int,
+    dimensions: int,
+    generator: torch.Generator,
+    on_step: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Tensor:
+    """Greedy k-centre choice: again and again the point farthest from all chosen ones.
+
+    Distances are those of a random projection (Johnson and Lindenstrauss), as in the paper.
+
+    Args:
+        points: float32 [M, C].
+        count: how many to choose, 1..M.
+        dimensions: of the projection; C or more leaves the points as they are.
+        generator: projection and first point.
+        on_step: called with (chosen, count) after each choice.
+
+    Returns:
+        int64 [count], distinct indices into `points`, in the order of choice.
+
+    Raises:
+        ValueError: count is not in 1..M.
+    """
+    if not 1 <= count <= len(points):
+        raise ValueError(f"cannot choose {count} of {len(points)} points")
+    if dimensions < points.shape[1]:
+        directions = torch.randn(points.shape[1], dimensions, generator=generator)
+        points = points @ (directions / dimensions**0.5)
+    squares = points.square().sum(dim=1)
+    nearest = torch.full((len(points),), float("inf"))
+    index = int(torch.randint(len(points), (1,), generator=generator))
+    chosen = torch.empty(count, dtype=torch.int64)
+    for step in range(count):
+        chosen[step] = index
+        distance = squares + squares[index] - 2.0 * (points @ points[index])
+        torch.minimum(nearest, distance, out=nearest)
+        nearest[index] = -float("inf")  # rounding, or an exact copy, must not choose it again
+        index = int(nearest.argmax())
+        on_step(step + 1, count)
+    return chosen
+
+
+class TokenMemory(nn.Module):
+    """A fixed number of remembered tokens.
+
+    Args:
+        size: how many; fewer tokens to choose from fill the rest with copies, which change no
+            distance.
+        channels: C of a token.
+    """
+
+    bank: Tensor
+    centre: Tensor
+
+    def __init__(self, size: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("bank", torch.zeros(size, channels))
+        self.register_buffer("centre", torch.zeros(channels))
+
+    def fit(self, tokens: Tensor, generator: torch.Generator) -> None:
+        """Chooses what to remember.
+
+        Args:
+            tokens: float32 [M, C], all tokens of the good images.
+            generator: of the thinning, the projection and the first choice.
+        """
+        size = len(self.bank)
+        if len(tokens) > max(_CANDIDATES, size):
+            order = torch.randperm(len(tokens), generator=generator)
+            tokens = tokens[order[: max(_CANDIDATES, size)]]
+        chosen = greedy_coreset(tokens, min(size, len(tokens)), _DIMENSIONS, generator)
+        kept = tokens[chosen]
+        self.centre.copy_(kept.mean(dim=0))
+        self.bank.copy_(kept[torch.arange(size) % len(kept)] - self.centre)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, C] -> Euclidean distance to the nearest remembered token, [B, N]."""
+        # Squares of distances are small differences of large numbers. Around the centre they are
+        # smaller; and as after every subtraction, INT8 and FP16 graphs go on in FP32.
+        x = tokens - self.centre
+        squares = self.bank.square().sum(dim=1)
+        nearest = (squares - 2.0 * (x @ self.bank.T)).amin(dim=-1)
+        return (nearest + x.square().sum(dim=-1)).clamp_min(0.0).sqrt()

@@ -16,7 +16,7 @@ from metal_edge.cli.destination import check_folder
 from metal_edge.errors import ExitCode, SettingsError
 from metal_edge.models.anovit import SCRATCH, AnoViTConfig
 from metal_edge.models.features import MetalFeaturesConfig
-from metal_edge.models.l2bt import DEEPEST_STRIDE, LITE0, L2BTConfig
+from metal_edge.models.l2bt import DEEPEST_STRIDE, LITE0, TOKEN_STRIDE, L2BTConfig
 from metal_edge.models.metal import MetalConfig
 from metal_edge.models.registry import NetworkConfig, check_pretrained
 from metal_edge.models.vit import timm_name
@@ -223,8 +223,8 @@ def _l2bt(options: TrainOptions) -> L2BTConfig:
     if timm_name(backbone) is not None:
         return L2BTConfig.for_vit(backbone, **given)
     if (size := options.image_size) is not None:
-        # As many tokens per side as the deepest stage has pixels there.
-        given["grid"], rest = divmod(size, DEEPEST_STRIDE)
+        # One token for each pixel of the stages at stride 16, as in the default.
+        given["grid"], rest = size // TOKEN_STRIDE, size % DEEPEST_STRIDE
         if rest:
             raise SettingsError(
                 f"--image-size {size} is not a multiple of {DEEPEST_STRIDE}",

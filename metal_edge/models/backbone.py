@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,6 +41,32 @@ LEVELS = {
     "stride16": (4, 16),
     "stride32": (6, 32),
 }
+
+
+def check_levels(levels: Sequence[str], image_size: int, grid: int) -> None:
+    """Whether levels of an image can be brought to a token grid.
+
+    Raises:
+        ValueError: an unknown level, not from shallow to deep, or sides that are no multiples.
+    """
+    for name in levels:
+        if name not in LEVELS:
+            raise ValueError(f"level {name!r} is not one of {', '.join(LEVELS)}")
+        side, rest = divmod(image_size, LEVELS[name][1])
+        if rest or (side % grid and grid % side):
+            raise ValueError(
+                f"level {name} of a {image_size} px image does not fit a {grid} x {grid} grid"
+            )
+    if list(levels) != sorted(set(levels), key=list(LEVELS).index):
+        raise ValueError("levels must be different ones, from shallow to deep")
+
+
+def at_grid(level: Tensor, grid: int) -> Tensor:
+    """[B, C, h, w] -> [B, C, grid, grid]: averaged where finer, interpolated where coarser."""
+    side = level.shape[-1]
+    if side < grid:
+        return F.interpolate(level, size=(grid, grid), mode="bilinear")
+    return level if side == grid else F.avg_pool2d(level, side // grid)
 
 
 class ConvNorm(nn.Module):

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from metal_edge.models.attention import MASKED_SCORE
-from metal_edge.models.backbone import LEVELS, EfficientNetLite0, load_imagenet_weights
+from metal_edge.models.backbone import (
+    EfficientNetLite0,
+    at_grid,
+    check_levels,
+    load_imagenet_weights,
+)
 from metal_edge.models.base import AnomalyModel, ModelConfig
 from metal_edge.models.l2bt import student
 from metal_edge.models.memory import TokenMemory
@@ -76,17 +81,7 @@ class MetalFeaturesConfig(ModelConfig):
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if not self.levels or not all(self.depths):
             raise ValueError("depths must name at least one level in each group")
-        for name in self.levels:
-            if name not in LEVELS:
-                raise ValueError(f"level {name!r} is not one of {', '.join(LEVELS)}")
-            side, rest = divmod(self.image_size, LEVELS[name][1])
-            if rest or (side % self.grid and self.grid % side):
-                raise ValueError(
-                    f"level {name} of a {self.image_size} px image does not fit the grid"
-                    f" {self.grid}"
-                )
-        if list(self.levels) != sorted(set(self.levels), key=list(LEVELS).index):
-            raise ValueError("depths must name different levels, from shallow to deep")
+        check_levels(self.levels, self.image_size, self.grid)
         if self.context_depths is not None and self.context_depths > len(self.depths):
             raise ValueError(f"context_depths exceeds the {len(self.depths)} groups of depths")
         if not allowed_tokens(self.grid, self.radius).any(axis=1).all():
@@ -187,14 +182,8 @@ class MetalFeatures(AnomalyModel):
     def precompute(self, images: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> raw features [B, N, C], all levels at the token grid."""
         x = images.permute(0, 3, 1, 2).float() * (2.0 / 255.0) + -1.0
-        return torch.cat([self._at_grid(x) for x in self.backbone(x)], dim=1).flatten(2).mT
-
-    def _at_grid(self, level: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, C, grid, grid]: averaged where finer, interpolated where coarser."""
-        grid, side = self.config.grid, level.shape[-1]
-        if side < grid:
-            return F.interpolate(level, size=(grid, grid), mode="bilinear")
-        return level if side == grid else F.avg_pool2d(level, side // grid)
+        levels = [at_grid(level, self.config.grid) for level in self.backbone(x)]
+        return torch.cat(levels, dim=1).flatten(2).mT
 
     def fit_inputs(self, stored: Tensor) -> None:
         """Standardises each channel over all tokens of the training images."""
@@ -250,7 +239,7 @@ class MetalFeatures(AnomalyModel):
                 moments = Moments(_size(group))
                 for target in self._targets(stored):
                     moments.add((self.context(target) - target)[..., group])
-                whitening.fit(moments)
+                cast(Whitening, whitening).fit(moments)
             if self.memory is not None:
                 generator = torch.Generator().manual_seed(_MEMORY_SEED)
                 chosen = stored[torch.randperm(len(stored), generator=generator)[:_REMEMBERED]]

@@ -9,12 +9,14 @@ As published: a ViT's patch tokens after blocks 7 and 11 (0-based), students 768
 GELU, loss (1 - cos) + (1 - cos), distances between L2-normalised features, five box-5 and three
 box-7 filters, score = mean of the highest 0.1 % of the pixels (`L2BTConfig.for_vit`). Here also:
 on the offline backbone's stages, whose widths differ, with channels standardised on the training
-images; `standardise` and `hidden` say which. The filters' borders are mirrored here.
+images; `standardise` and `hidden` say which. There the default is a chain of three depths with
+students between neighbours, all distances multiplied: on head scans it found clearly more than
+any single pair. The filters' borders are mirrored here.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +25,20 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from metal_edge.models.backbone import LEVELS, EfficientNetLite0, load_imagenet_weights
+from metal_edge.models.backbone import (
+    LEVELS,
+    EfficientNetLite0,
+    at_grid,
+    check_levels,
+    load_imagenet_weights,
+)
 from metal_edge.models.base import AnomalyModel, ModelConfig
 from metal_edge.models.smoothing import box_matrix, smoothing_matrix
 from metal_edge.models.vit import TimmTokens, check_vit, shape_of, timm_name
 
 LITE0 = "efficientnet-lite0"
 VIT_BLOCKS = (7, 11)
+TOKEN_STRIDE = 16
 DEEPEST_STRIDE = max(stride for _, stride in LEVELS.values())
 
 
@@ -50,8 +59,9 @@ class L2BTConfig(ModelConfig):
         default=None, description="timm: safetensors file read when training starts"
     )
     levels: tuple[str, ...] = Field(
-        default=("stride8", "stride16"),
-        description="shallow and deep: the backbone's stages, or a ViT's blocks (0-based)",
+        default=("stride4+stride8", "stride16-early+stride16", "stride32"),
+        description="depths, shallow to deep: the backbone's stages (A+B: side by side), or a"
+        " ViT's blocks (0-based)",
     )
     grid: int = Field(default=16, ge=2, description="tokens per side")
     hidden: int = Field(
@@ -63,8 +73,8 @@ class L2BTConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> L2BTConfig:
-        if len(self.levels) != 2 or self.levels[0] == self.levels[1]:
-            raise ValueError("L2BT needs two different levels, shallow and deep")
+        if len(set(self.levels)) != len(self.levels) or len(self.levels) < 2:
+            raise ValueError("L2BT needs at least two different levels, shallow to deep")
         if any(side < 1 or side % 2 == 0 for side in self.boxes):
             raise ValueError("boxes must have odd sides")
         if timm_name(self.backbone) is not None:
@@ -78,16 +88,7 @@ class L2BTConfig(ModelConfig):
             raise ValueError(f"backbone {self.backbone!r} is neither {LITE0} nor timm:NAME")
         if self.backbone_weights is not None:
             raise ValueError(f"{LITE0} brings its own weights; only timm:NAME takes a file")
-        for name in self.levels:
-            if name not in LEVELS:
-                raise ValueError(f"level {name!r} is not one of {', '.join(LEVELS)}")
-            if self.image_size % (LEVELS[name][1] * self.grid):
-                raise ValueError(
-                    f"level {name} of a {self.image_size} px image is no multiple of the grid"
-                    f" {self.grid}"
-                )
-        if LEVELS[self.levels[0]] > LEVELS[self.levels[1]]:
-            raise ValueError("levels must be shallow, then deep")
+        check_levels(self.stages, self.image_size, self.grid)
         return self
 
     @classmethod
@@ -113,6 +114,11 @@ class L2BTConfig(ModelConfig):
         config = cls.model_validate({"backbone": backbone, **published, **changes})
         check_vit(name, size, config.blocks())
         return config
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The offline backbone's levels, one by one."""
+        return tuple(name for depth in self.levels for name in depth.split("+"))
 
     def blocks(self) -> tuple[int, ...]:
         """`levels` as a ViT's blocks.
@@ -151,9 +157,9 @@ def student(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class L2BT(AnomalyModel):
-    """Target: the tokens of both depths side by side, float32 [B, N, Ca + Cb], N = grid * grid.
+    """Target: the tokens of all depths side by side, float32 [B, N, C], N = grid * grid.
 
-    The reconstruction has the same layout: a from b, then b from a.
+    The reconstruction holds every student's prediction, in the order of `links`.
     """
 
     config: L2BTConfig
@@ -165,18 +171,23 @@ class L2BT(AnomalyModel):
         name = timm_name(config.backbone)
         self.backbone: EfficientNetLite0 | TimmTokens
         if name is None:
-            self.backbone = EfficientNetLite0(config.levels)
-            self.widths = list(self.backbone.channels)
+            self.backbone = EfficientNetLite0(config.stages)
+            channels = dict(zip(config.stages, self.backbone.channels, strict=True))
+            widths = [sum(channels[x] for x in depth.split("+")) for depth in config.levels]
         else:
             self.backbone = TimmTokens(name, config.image_size, config.blocks()).eval()
             self.backbone.requires_grad_(False)
-            self.widths = [self.backbone.width] * 2
-        shallow, deep = self.widths
-        hidden = config.hidden or (shallow + deep) // 2
-        self.register_buffer("channel_scale", torch.ones(shallow + deep))
-        self.register_buffer("channel_shift", torch.zeros(shallow + deep))
-        self.forward_student = student(shallow, hidden, deep)
-        self.backward_student = student(deep, hidden, shallow)
+            widths = [self.backbone.width] * len(config.levels)
+        ends = accumulate(widths)
+        self.depths = [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
+        pairs = list(pairwise(range(len(widths))))
+        self.links = pairs + [(deep, shallow) for shallow, deep in pairs]
+        self.register_buffer("channel_scale", torch.ones(sum(widths)))
+        self.register_buffer("channel_shift", torch.zeros(sum(widths)))
+        self.students = nn.ModuleList(
+            student(widths[a], config.hidden or (widths[a] + widths[b]) // 2, widths[b])
+            for a, b in self.links
+        )
 
     def train(self, mode: bool = True) -> L2BT:
         """The teacher stays in eval mode."""
@@ -193,13 +204,10 @@ class L2BT(AnomalyModel):
         self.backbone.load_weights(None if file is None else Path(file))
 
     def precompute(self, images: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] -> raw features [B, N, Ca + Cb], both depths at the token grid."""
+        """uint8 [B, S, S, 3] -> raw features [B, N, C], all depths at the token grid."""
         x = images.permute(0, 3, 1, 2).float() * (2.0 / 255.0) + -1.0
-        pooled = []
-        for level in self.backbone(x):
-            step = level.shape[-1] // self.config.grid
-            pooled.append(F.avg_pool2d(level, step) if step > 1 else level)
-        return torch.cat(pooled, dim=1).flatten(2).transpose(1, 2)
+        levels = [at_grid(level, self.config.grid) for level in self.backbone(x)]
+        return torch.cat(levels, dim=1).flatten(2).mT
 
     def fit_inputs(self, stored: Tensor) -> None:
         """Standardises each channel over all tokens of the training images, if so configured."""
@@ -211,33 +219,41 @@ class L2BT(AnomalyModel):
         self.channel_shift.copy_((-flat.mean(dim=0) * scale).float())
 
     def target(self, stored: Tensor) -> Tensor:
-        """Raw features -> standardised where so configured, float32 [B, N, Ca + Cb]."""
+        """Raw features -> standardised where so configured, float32 [B, N, C]."""
         return stored.float() * self.channel_scale + self.channel_shift
 
     def forward(self, target: Tensor) -> Tensor:
-        """[B, N, Ca + Cb] -> [B, N, Ca + Cb], each half from the other one."""
-        shallow, deep = target[..., : self.widths[0]], target[..., self.widths[0] :]
-        return torch.cat([self.backward_student(deep), self.forward_student(shallow)], dim=-1)
+        """[B, N, C] -> [B, N, P]: each student's prediction of its depth from its neighbour."""
+        parts = [
+            network(target[..., self.depths[source]])
+            for network, (source, _) in zip(self.students, self.links, strict=True)
+        ]
+        return torch.cat(parts, dim=-1)
 
     def loss(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """(1 - cos) + (1 - cos), each a mean over tokens."""
+        """Sum over students of 1 - cos, each a mean over tokens."""
         total = target.new_zeros(())
-        for got, wanted in self._halves(reconstruction, target):
+        for got, wanted in self._pairs(reconstruction, target):
             total = total + (1.0 - F.cosine_similarity(got, wanted, dim=-1)).mean()
         return total
 
     def error_map(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Product of the two L2 distances between L2-normalised features, [B, grid, grid]."""
+        """Product of the L2 distances between L2-normalised features, [B, grid, grid].
+
+        Of two students, as published; of more, the power of it that keeps the unit.
+        """
         product = target.new_ones(())
-        for got, wanted in self._halves(reconstruction, target):
+        for got, wanted in self._pairs(reconstruction, target):
             # First node after the reconstruction in the exported graph: what follows stays FP32.
             difference = F.normalize(got, dim=-1) - F.normalize(wanted, dim=-1)
             product = product * difference.square().sum(dim=-1).sqrt()
+        if len(self.links) > 2:
+            product = product ** (2.0 / len(self.links))
         return product.reshape(-1, self.config.grid, self.config.grid)
 
-    def _halves(self, reconstruction: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
-        shallow = self.widths[0]
-        return [
-            (reconstruction[..., :shallow], target[..., :shallow]),
-            (reconstruction[..., shallow:], target[..., shallow:]),
-        ]
+    def _pairs(self, reconstruction: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Prediction and what it should be, per student."""
+        wanted = [target[..., self.depths[index]] for _, index in self.links]
+        sizes = [part.shape[-1] for part in wanted]
+        parts = torch.split(reconstruction, sizes, dim=-1)
+        return list(zip(parts, wanted, strict=True))

@@ -10,14 +10,21 @@ import torch
 from pydantic import ValidationError
 
 from metal_edge.export.onnx_model import check_parity, onnx_from_model, probe_images, save_model
-from metal_edge.models.backbone import EfficientNetLite0, load_imagenet_weights
+from metal_edge.models.backbone import (
+    ConvNorm,
+    EfficientNetLite0,
+    InvertedResidual,
+    load_imagenet_weights,
+)
 from metal_edge.models.features import MetalFeatures, MetalFeaturesConfig, allowed_tokens
+from metal_edge.models.memory import TokenMemory
+from metal_edge.models.whitening import Moments, Whitening
 from metal_edge.quantize.int8 import convolution_nodes
 
 
 def small(**changes: object) -> MetalFeaturesConfig:
     values: dict[str, object] = {"image_size": 64, "grid": 4, "width": 16, "heads": 4}
-    return MetalFeaturesConfig.model_validate(values | changes)
+    return MetalFeaturesConfig.model_validate(values | {"memory": 20} | changes)
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2])
@@ -28,14 +35,14 @@ def test_a_token_and_its_neighbourhood_do_not_reach_their_own_reconstruction(
     """Bitwise equal under replacement by noise, and a Jacobian block of exact zeros."""
     torch.manual_seed(0)
     model = MetalFeatures(small(image_size=96, grid=6, radius=radius, depth=depth)).eval()
-    target = torch.randn(1, 36, 176)
+    target = torch.randn(1, 36, 576)
     hidden = torch.from_numpy(~allowed_tokens(6, radius)[14])
     changed = target.clone()
-    changed[0, hidden] = 50 * torch.randn(int(hidden.sum()), 176)
+    changed[0, hidden] = 50 * torch.randn(int(hidden.sum()), 576)
     with torch.no_grad():
-        assert torch.equal(model(target)[0, 14], model(changed)[0, 14])
-        assert not torch.equal(model(target)[0, 35], model(changed)[0, 35])
-    jacobian = torch.autograd.functional.jacobian(lambda t: model(t)[0, 14, :4], target)
+        assert torch.equal(model.context(target)[0, 14], model.context(changed)[0, 14])
+        assert not torch.equal(model.context(target)[0, 35], model.context(changed)[0, 35])
+    jacobian = torch.autograd.functional.jacobian(lambda t: model.context(t)[0, 14, :4], target)
     assert (jacobian[:, 0, hidden] == 0).all()
     assert (jacobian[:, 0, ~hidden] != 0).any()
 
@@ -48,7 +55,16 @@ def test_allowed_tokens_are_those_farther_than_the_radius() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"radius": 3}, {"width": 18}, {"levels": ("stride5",)}, {"image_size": 72}]
+    "change",
+    [
+        {"radius": 3},
+        {"width": 18},
+        {"depths": (("stride5",),)},
+        {"depths": (("stride8", "stride4"),)},
+        {"depths": (("stride4",), ())},
+        {"context_depths": 4},
+        {"image_size": 72},
+    ],
 )
 def test_a_configuration_that_cannot_work_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
@@ -71,7 +87,7 @@ def test_standardised_features_have_mean_zero_and_unit_deviation() -> None:
     model = MetalFeatures(small()).eval()
     stored = model.precompute(torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8))
     model.fit_inputs(stored)
-    flat = model.target(stored).reshape(-1, 176)
+    flat = model.target(stored).reshape(-1, 576)
     assert flat.mean(dim=0).abs().max() < 1e-3
     assert flat.std(dim=0).max() < 1.01
 
@@ -85,6 +101,76 @@ def test_the_exported_graph_agrees_and_its_convolutions_are_found(tmp_path: Path
     assert check_parity(model, tmp_path / "m.onnx", images) < 1e-4
     found = set(convolution_nodes(exported))
     kinds = [n.op_type for n in exported.graph.node if n.name in found]
-    assert kinds.count("Conv") == 33
-    assert kinds.count("Clip") == 22
-    assert kinds.count("Add") == 6
+    modules = list(model.backbone.modules())
+    assert kinds.count("Conv") == sum(isinstance(m, torch.nn.Conv2d) for m in modules)
+    assert kinds.count("Clip") == sum(isinstance(m, ConvNorm) and m.activate for m in modules)
+    assert kinds.count("Add") == sum(
+        isinstance(m, InvertedResidual) and m.residual for m in modules
+    )
+
+
+def fitted(config: MetalFeaturesConfig) -> tuple[MetalFeatures, torch.Tensor]:
+    """A model with random predictions whose error constants fit some random images."""
+    torch.manual_seed(0)
+    model = MetalFeatures(config).eval()
+    model.load_pretrained()
+    stored = model.precompute(torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8))
+    model.fit_inputs(stored)
+    model.fit_errors(stored)
+    return model, model.target(stored)
+
+
+def test_whitened_residuals_have_mean_zero_and_nearly_unit_covariance() -> None:
+    """More images than channels would be needed for exactly one: the shrinkage keeps it below."""
+    torch.manual_seed(0)
+    whitening, moments = Whitening(8), Moments(8)
+    turned = torch.linalg.qr(torch.randn(8, 8)).Q
+    residual = torch.randn(5000, 8) * torch.linspace(1, 2, 8) @ turned + 3
+    moments.add(residual)
+    whitening.fit(moments)
+    white = whitening(residual)
+    assert white.mean(dim=0).abs().max() < 1e-3
+    covariance = white.T @ white / len(white)
+    assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 0.2
+    assert covariance.diagonal().max() < 1.001
+    assert covariance.diagonal().max() > 0.8
+
+
+def test_memory_gives_the_distance_to_the_nearest_token() -> None:
+    torch.manual_seed(1)
+    memory, tokens = TokenMemory(30, 12), 4 + torch.randn(30, 12)
+    memory.fit(tokens, torch.Generator().manual_seed(0))  # room for all of them
+    queries = 4 + torch.randn(2, 7, 12)
+    wanted = torch.cdist(queries.reshape(-1, 12).double(), tokens.double()).amin(dim=1)
+    assert torch.allclose(memory(queries).reshape(-1).double(), wanted, atol=1e-4)
+    assert memory(tokens[None]).max() < 1e-2
+
+
+def test_fewer_tokens_than_memory_change_no_distance() -> None:
+    torch.manual_seed(1)
+    tokens, queries = torch.randn(5, 4), torch.randn(1, 9, 4)
+    small_one, large_one = TokenMemory(5, 4), TokenMemory(13, 4)
+    for memory in (small_one, large_one):
+        memory.fit(tokens, torch.Generator().manual_seed(0))
+    assert torch.allclose(small_one(queries), large_one(queries), atol=1e-5)
+
+
+def test_errors_of_good_parts_are_about_one_and_each_opinion_raises_the_map() -> None:
+    model, target = fitted(small())
+    good = model.error_map(model(target), target)
+    assert 0.3 < good.mean() < 1.5
+    strange = target.clone()
+    strange[:, 5] += 4 * torch.randn_like(strange[:, 5])
+    assert (model.error_map(model(strange), strange)[:, 1, 1] > 1.5 * good[:, 1, 1]).all()
+
+
+@pytest.mark.parametrize(
+    "change", [{"memory": 0}, {"students": False}, {"context_depths": 1, "depth": 1}]
+)
+def test_opinions_can_be_left_out(change: dict[str, object]) -> None:
+    model, target = fitted(small(**change))
+    error = model.error_map(model(target), target)
+    assert error.shape == (6, 4, 4)
+    assert torch.isfinite(error).all()
+    assert error.std() > 0
+    assert model.error_weight.sum().item() == pytest.approx(1.0)

@@ -35,6 +35,9 @@ from metal_edge.training.run import (
 from tools.results.patchcore import PatchCore, PatchCoreConfig
 
 PREPARED = "prepared.json"
+# Figures on the page need no threshold, so nearly all good images train; some stay unseen to check
+# the exported graph with.
+HELD_OUT = 0.05
 Advance = Callable[[int, int, str], None]
 
 
@@ -98,7 +101,7 @@ def fit(
     """
     if isinstance(network, PatchCoreConfig):
         return _fill_bank(root, network, training, hooks)
-    plan = plan_run(root, network, training, allow_mixed_sizes=True)  # type: ignore[arg-type]
+    plan = plan_run(root, network, training, allow_mixed_sizes=True, held_out=HELD_OUT)  # type: ignore[arg-type]
     try:
         claim(folder, plan, fresh=False)
     except MetalEdgeError:  # damaged, or of another configuration: nobody's work is lost
@@ -148,7 +151,7 @@ def _train(folder: Path, plan: Plan, hooks: Hooks) -> str:
 def _fill_bank(root: Path, network: PatchCoreConfig, training: TrainConfig, hooks: Hooks) -> Fitted:
     """PatchCore has no validation: its bank also gets the images that others validate on."""
     begun = hooks.seconds()
-    plan = plan_run(root, network.features, training, allow_mixed_sizes=True)
+    plan = plan_run(root, network.features, training, allow_mixed_sizes=True, held_out=HELD_OUT)
     with hooks.progress("reading images") as advance:
         images = torch.from_numpy(load_plan(plan, hooks.counted(advance)))
     model = PatchCore(network)

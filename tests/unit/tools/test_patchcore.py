@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metal_edge.export.onnx_model import check_parity, onnx_from_model
+from metal_edge.models.memory import greedy_coreset
 from metal_edge.models.scoring import AnomalyScorer
-from tools.results.patchcore import PatchCore, greedy_coreset
+from tools.results.patchcore import PatchCore
 
 
 def fitted(model: PatchCore, pictures: Tensor) -> PatchCore:

@@ -6,7 +6,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -16,9 +16,10 @@ from metal_edge.cli.destination import check_folder
 from metal_edge.errors import ExitCode, SettingsError
 from metal_edge.models.anovit import SCRATCH, AnoViTConfig
 from metal_edge.models.features import MetalFeaturesConfig
-from metal_edge.models.l2bt import DEEPEST_STRIDE, LITE0, TOKEN_STRIDE, L2BTConfig
+from metal_edge.models.l2bt import L2BTConfig
 from metal_edge.models.metal import MetalConfig
 from metal_edge.models.registry import NetworkConfig, check_pretrained
+from metal_edge.models.tokens import DEEPEST_STRIDE, LITE0, TOKEN_STRIDE, TokenConfig
 from metal_edge.models.vit import timm_name
 from metal_edge.training.config import Precision, Schedule, TrainConfig
 from metal_edge.training.devices import Accelerator, Devices, Hardware, check_work, resolve
@@ -66,6 +67,9 @@ FAST_PER_MODEL: dict[str, dict[str, Any]] = {
     "l2bt": {"learning_rate": 1e-3, "max_minutes": 5.0},
     "anovit": {"learning_rate": 5e-4, "max_minutes": 10.0},
 }
+
+
+Tokens = TypeVar("Tokens", bound=TokenConfig)
 
 
 @dataclass(frozen=True)
@@ -189,12 +193,12 @@ def network_of(options: TrainOptions) -> NetworkConfig:
     try:
         match options.model:
             case "l2bt":
-                return _l2bt(options)
+                return _over_tokens(L2BTConfig, options)
+            case "metal-features":
+                return _over_tokens(MetalFeaturesConfig, options)
             case "anovit":
                 return _anovit(options)
         _refuse_backbone_options(options)
-        if options.model == "metal-features":
-            return MetalFeaturesConfig(weighting=options.weighting)
         return _metal(options)
     except ValidationError as error:
         problem = error.errors()[0]
@@ -215,13 +219,13 @@ def _metal(options: TrainOptions) -> MetalConfig:
     )
 
 
-def _l2bt(options: TrainOptions) -> L2BTConfig:
+def _over_tokens(config: type[Tokens], options: TrainOptions) -> Tokens:
     given = _given(options)
     if options.levels is not None:
         given["levels"] = tuple(part.strip() for part in options.levels.split(","))
     backbone = options.backbone or LITE0
     if timm_name(backbone) is not None:
-        return L2BTConfig.for_vit(backbone, **given)
+        return config.for_vit(backbone, **given)
     if (size := options.image_size) is not None:
         # One token for each pixel of the stages at stride 16, as in the default.
         given["grid"], rest = size // TOKEN_STRIDE, size % DEEPEST_STRIDE
@@ -230,12 +234,12 @@ def _l2bt(options: TrainOptions) -> L2BTConfig:
                 f"--image-size {size} is not a multiple of {DEEPEST_STRIDE}",
                 f"e.g. --image-size {size + DEEPEST_STRIDE - rest}",
             )
-    return L2BTConfig(backbone=backbone, **given)
+    return config(backbone=backbone, **given)
 
 
 def _anovit(options: TrainOptions) -> AnoViTConfig:
     if options.levels is not None:
-        raise SettingsError("--levels is for --model l2bt", "leave it out")
+        raise SettingsError("--levels is not an option of --model anovit", "leave it out")
     backbone = options.backbone or SCRATCH
     if timm_name(backbone) is None:
         return AnoViTConfig(backbone=backbone, **_given(options))
@@ -263,7 +267,7 @@ def _refuse_backbone_options(options: TrainOptions) -> None:
     if wrong:
         raise SettingsError(
             f"{wrong[0]} is not an option of --model {options.model}",
-            "leave it out, or use --model l2bt or anovit",
+            "leave it out, or use another --model",
         )
 
 

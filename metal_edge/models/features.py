@@ -21,8 +21,7 @@ docs/results.md says what each of them is worth.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
 import numpy as np
 import torch
@@ -32,15 +31,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from metal_edge.models.attention import MASKED_SCORE
-from metal_edge.models.backbone import (
-    EfficientNetLite0,
-    at_grid,
-    check_levels,
-    load_imagenet_weights,
-)
-from metal_edge.models.base import AnomalyModel, ModelConfig
-from metal_edge.models.l2bt import student
 from metal_edge.models.memory import TokenMemory
+from metal_edge.models.tokens import TokenConfig, TokenModel
 from metal_edge.models.whitening import Moments, Whitening
 from metal_edge.models.zeroleak import CrossAttentionBlock, neighbourhood
 
@@ -50,56 +42,35 @@ _MEMORY_SEED = 0
 _REMEMBERED = 1000  # images at most that the memory chooses its tokens from
 
 
-class MetalFeaturesConfig(ModelConfig):
+class MetalFeaturesConfig(TokenConfig):
     """Architecture of MeTAL over features; stored beside its weights."""
 
     kind: Literal["metal-features"] = "metal-features"
-    image_size: int = Field(default=256, gt=0)
     blur_sigma: float = Field(default=5.0, gt=0)
-    weighting: bool = False
     score_share: float = Field(default=0.02, ge=0, le=1)
-    depths: tuple[tuple[str, ...], ...] = Field(
-        default=(("stride4", "stride8"), ("stride16-early", "stride16"), ("stride32",)),
-        description="backbone levels, shallow to deep, in the groups that students link",
-    )
-    grid: int = Field(default=16, ge=2, description="tokens per side")
     radius: int = Field(default=1, ge=0, description="hidden neighbourhood, Chebyshev, tokens")
     width: int = Field(default=256, gt=0)
     heads: int = Field(default=8, gt=0)
     depth: int = Field(default=2, ge=1)
     mlp_ratio: int = Field(default=2, ge=1)
     students: bool = Field(default=True, description="also predict each depth from its neighbours")
-    student_hidden: int = Field(default=256, gt=0)
     memory: int = Field(default=3000, ge=0, description="remembered good tokens; 0: none")
     context_depths: int | None = Field(
-        default=None, ge=1, description="only so many groups, from the shallowest, in the map"
+        default=None, ge=1, description="only so many depths, from the shallowest, in the map"
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> MetalFeaturesConfig:
+    def _consistent(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
-        if not self.levels or not all(self.depths):
-            raise ValueError("depths must name at least one level in each group")
-        check_levels(self.levels, self.image_size, self.grid)
-        if self.context_depths is not None and self.context_depths > len(self.depths):
-            raise ValueError(f"context_depths exceeds the {len(self.depths)} groups of depths")
+        if self.context_depths is not None and self.context_depths > len(self.levels):
+            raise ValueError(f"context_depths exceeds the {len(self.levels)} depths")
         if not allowed_tokens(self.grid, self.radius).any(axis=1).all():
             raise ValueError(
                 f"radius {self.radius} on a {self.grid} x {self.grid} grid leaves a token"
                 " nothing to look at"
             )
         return self
-
-    @property
-    def levels(self) -> tuple[str, ...]:
-        """All levels, shallow to deep."""
-        return tuple(name for group in self.depths for name in group)
-
-    @property
-    def map_size(self) -> int:
-        """The error map has one value per token."""
-        return self.grid
 
 
 def allowed_tokens(grid: int, radius: int) -> NDArray[np.bool_]:
@@ -122,16 +93,12 @@ def attention_bias(grid: int, radius: int, heads: int) -> Tensor:
     return torch.from_numpy(bias).float()
 
 
-class MetalFeatures(AnomalyModel):
-    """Target: standardised backbone features, float32 [B, N, C], N = grid * grid tokens.
-
-    The reconstruction is wider, [B, N, C + P]: the context's prediction of all C channels, then
-    every student's prediction of its depth's channels.
+class MetalFeatures(TokenModel):
+    """The reconstruction is wider than the target, [B, N, C + P]: the context's prediction of all
+    C channels, then every student's prediction of its depth's channels.
     """
 
     config: MetalFeaturesConfig
-    channel_scale: Tensor
-    channel_shift: Tensor
     bias: Tensor
     usual_error: Tensor
     error_weight: Tensor
@@ -140,10 +107,7 @@ class MetalFeatures(AnomalyModel):
 
     def __init__(self, config: MetalFeaturesConfig) -> None:
         super().__init__(config)
-        self.backbone = EfficientNetLite0(config.levels)
-        channels, width, tokens = sum(self.backbone.channels), config.width, config.grid**2
-        self.register_buffer("channel_scale", torch.ones(channels))
-        self.register_buffer("channel_shift", torch.zeros(channels))
+        channels, width, tokens = sum(self.channels), config.width, config.grid**2
         self.content = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         self.query_position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
         self.content_position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
@@ -154,17 +118,13 @@ class MetalFeatures(AnomalyModel):
         self.register_buffer("bias", bias, persistent=False)  # one constant for all blocks
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, channels)
-        self.groups = _groups(
-            config.depths, dict(zip(config.levels, self.backbone.channels, strict=True))
+        if not config.students:
+            self.links = []
+        self.students = self.make_students()
+        self.judged = self.depths[: config.context_depths]
+        self.whitenings = nn.ModuleList(
+            Whitening(width) for width in self.width_of[: config.context_depths]
         )
-        links = list(pairwise(range(len(self.groups)))) if config.students else []
-        self.links = links + [(deep, shallow) for shallow, deep in links]
-        self.students = nn.ModuleList(
-            student(_size(self.groups[a]), config.student_hidden, _size(self.groups[b]))
-            for a, b in self.links
-        )
-        self.judged = self.groups[: config.context_depths]
-        self.whitenings = nn.ModuleList(Whitening(_size(group)) for group in self.judged)
         self.memory = TokenMemory(config.memory, channels) if config.memory else None
         kinds = [len(self.judged), len(self.links), 1 if self.memory else 0]
         self.register_buffer("usual_error", torch.ones(sum(kinds)))
@@ -172,41 +132,14 @@ class MetalFeatures(AnomalyModel):
         weights = [1.0 / (count * sum(map(bool, kinds))) for count in kinds for _ in range(count)]
         self.register_buffer("error_weight", torch.tensor(weights), persistent=False)
         # Every level weighs the same in the memory, however many channels it has.
-        balance = [torch.full((n,), n**-0.5) for n in self.backbone.channels]
+        balance = [torch.full((count,), count**-0.5) for count in self.channels]
         self.register_buffer("balance", torch.cat(balance), persistent=False)
-
-    def load_pretrained(self) -> None:
-        """The backbone's ImageNet weights, from the installed package."""
-        load_imagenet_weights(self.backbone)
-
-    def precompute(self, images: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] -> raw features [B, N, C], all levels at the token grid."""
-        x = images.permute(0, 3, 1, 2).float() * (2.0 / 255.0) + -1.0
-        levels = [at_grid(level, self.config.grid) for level in self.backbone(x)]
-        return torch.cat(levels, dim=1).flatten(2).mT
-
-    def fit_inputs(self, stored: Tensor) -> None:
-        """Standardises each channel over all tokens of the training images."""
-        flat = stored.reshape(-1, stored.shape[-1])
-        total = torch.zeros(flat.shape[1], dtype=torch.float64)
-        square = torch.zeros_like(total)
-        for piece in torch.split(flat, 1 << 14):  # in double precision, but not all of it at once
-            total += piece.double().sum(dim=0)
-            square += piece.double().square().sum(dim=0)
-        mean = total / len(flat)
-        scale = 1.0 / (square / len(flat) - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3)
-        self.channel_scale.copy_(scale.float())
-        self.channel_shift.copy_((-mean * scale).float())
-
-    def target(self, stored: Tensor) -> Tensor:
-        """Raw features -> standardised, float32 [B, N, C]."""
-        return stored.float() * self.channel_scale + self.channel_shift
 
     def forward(self, target: Tensor) -> Tensor:
         """[B, N, C] -> [B, N, C + P]: the context's prediction, then the students'."""
         predictions = [self.context(target)]
         for network, (source, _) in zip(self.students, self.links, strict=True):
-            predictions.append(network(target[..., self.groups[source]]))
+            predictions.append(network(target[..., self.depths[source]]))
         return torch.cat(predictions, dim=-1)
 
     def context(self, target: Tensor) -> Tensor:
@@ -235,10 +168,10 @@ class MetalFeatures(AnomalyModel):
         """Memory, whitening and usual size of the errors, from the stored training images."""
         self.eval()
         with torch.inference_mode():
-            for group, whitening in zip(self.judged, self.whitenings, strict=True):
-                moments = Moments(_size(group))
+            for depth, whitening in zip(self.judged, self.whitenings, strict=True):
+                moments = Moments(depth.stop - depth.start)
                 for target in self._targets(stored):
-                    moments.add((self.context(target) - target)[..., group])
+                    moments.add((self.context(target) - target)[..., depth])
                 cast(Whitening, whitening).fit(moments)
             if self.memory is not None:
                 generator = torch.Generator().manual_seed(_MEMORY_SEED)
@@ -281,21 +214,7 @@ class MetalFeatures(AnomalyModel):
         self, reconstruction: Tensor, target: Tensor
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The context's prediction, and (prediction, wanted) of every student."""
-        sizes = [target.shape[-1], *(_size(self.groups[wanted]) for _, wanted in self.links)]
+        sizes = [target.shape[-1], *(self.width_of[wanted] for _, wanted in self.links)]
         context, *predicted = torch.split(reconstruction, sizes, dim=-1)
-        wanted = [target[..., self.groups[index]] for _, index in self.links]
+        wanted = [target[..., self.depths[index]] for _, index in self.links]
         return context, list(zip(predicted, wanted, strict=True))
-
-
-def _groups(depths: tuple[tuple[str, ...], ...], channels: dict[str, int]) -> list[slice]:
-    """Where each depth's channels lie in a token."""
-    groups, start = [], 0
-    for names in depths:
-        stop = start + sum(channels[name] for name in names)
-        groups.append(slice(start, stop))
-        start = stop
-    return groups
-
-
-def _size(group: slice) -> int:
-    return int(group.stop) - int(group.start)

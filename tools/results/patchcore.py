@@ -44,7 +44,7 @@ class PatchCoreConfig(ModelConfig):
         return MetalFeaturesConfig(
             image_size=self.image_size,
             grid=self.grid,
-            depths=(("stride4", "stride8", "stride16"),),
+            levels=("stride4+stride8+stride16",),
             students=False,
             memory=0,
         )
@@ -59,7 +59,7 @@ class PatchCore(AnomalyModel):
     def __init__(self, config: PatchCoreConfig) -> None:
         super().__init__(config)
         self.extractor = MetalFeatures(config.features)
-        channels = sum(self.extractor.backbone.channels)
+        channels = sum(self.extractor.channels)
         self.register_buffer("bank", torch.zeros(1, channels))
 
     @property

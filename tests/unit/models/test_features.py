@@ -59,9 +59,9 @@ def test_allowed_tokens_are_those_farther_than_the_radius() -> None:
     [
         {"radius": 3},
         {"width": 18},
-        {"depths": (("stride5",),)},
-        {"depths": (("stride8", "stride4"),)},
-        {"depths": (("stride4",), ())},
+        {"levels": ("stride5",)},
+        {"levels": ("stride8+stride4",)},
+        {"levels": ()},
         {"context_depths": 4},
         {"image_size": 72},
     ],

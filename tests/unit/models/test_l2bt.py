@@ -16,9 +16,10 @@ from metal_edge.errors import SettingsError
 from metal_edge.export.onnx_model import check_parity, onnx_from_model, probe_images, save_model
 from metal_edge.models.backbone import LEVELS, EfficientNetLite0
 from metal_edge.models.checkpoint import load_checkpoint, save_checkpoint
-from metal_edge.models.l2bt import L2BT, L2BTConfig, student
+from metal_edge.models.l2bt import L2BT, L2BTConfig
 from metal_edge.models.scoring import AnomalyScorer
 from metal_edge.models.smoothing import box_matrix
+from metal_edge.models.tokens import student
 from metal_edge.quantize.int8 import linear_layers
 
 VIT = "timm:test_vit"  # timm's own tiny network for tests: 6 blocks of width 64, patch 16

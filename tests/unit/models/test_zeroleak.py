@@ -238,10 +238,10 @@ def test_the_deployed_features_network_hides_a_token_and_its_neighbourhood() -> 
     """With two of the backbone's levels, for an export in seconds; the context sees both."""
     torch.manual_seed(0)
     radius = 1
-    config = {"image_size": 64, "grid": 4, "width": 16, "heads": 4, "depth": 3, "memory": 8}
+    config = {"image_size": 64, "grid": 4, "width": 16, "heads": 4, "depth": 2, "memory": 8}
     model = MetalFeatures(
         MetalFeaturesConfig.model_validate(
-            config | {"radius": radius, "depths": (("stride4",), ("stride8",))}
+            config | {"radius": radius, "levels": ("stride4", "stride8")}
         )
     )
     lively(model)

@@ -162,15 +162,15 @@ def train(
         ModelName,
         typer.Option(
             help="metal: the paper's network on pixels; metal-features: on ImageNet features;"
-            " l2bt: students between two depths of a backbone; anovit: ViT encoder and decoder"
+            " l2bt: students between depths of a backbone; anovit: ViT encoder and decoder"
         ),
     ] = ModelName.METAL_FEATURES,
     backbone: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="l2bt: efficientnet-lite0 (default) or timm:NAME, a ViT; anovit: scratch (default)"
-            " or timm:NAME, e.g. timm:vit_base_patch16_384",
+            help="metal-features, l2bt: efficientnet-lite0 (default) or timm:NAME, a ViT; anovit:"
+            " scratch (default) or timm:NAME, e.g. timm:vit_base_patch16_384",
         ),
     ] = None,
     backbone_weights: Annotated[
@@ -185,8 +185,8 @@ def train(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="l2bt: shallow and deep: blocks of a ViT, default 7,11; or stages, default"
-            " stride8,stride16",
+            help="metal-features, l2bt: depths, shallow to deep: blocks of a ViT, default 7,11;"
+            " or stages, default stride4+stride8,stride16-early+stride16,stride32",
         ),
     ] = None,
     image_size: Annotated[
@@ -195,7 +195,7 @@ def train(
             "--image-size",
             min=16,
             max=4096,
-            help="l2bt, anovit: side of the network's input in pixels; default: the model's",
+            help="not for metal: side of the network's input in pixels; default: the model's",
         ),
     ] = None,
     preset: Annotated[
@@ -221,8 +221,8 @@ def train(
         int | None,
         typer.Option(
             min=0,
-            help="metal with --mask zeroleak: squares around a patch that are hidden with it;"
-            " default 0",
+            help="squares or tokens around a patch that are hidden with it; metal with --mask"
+            " zeroleak: default 0; metal-features: default 1",
         ),
     ] = None,
     weighting: Annotated[

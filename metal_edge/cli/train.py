@@ -223,6 +223,8 @@ def _over_tokens(config: type[Tokens], options: TrainOptions) -> Tokens:
     given = _given(options)
     if options.levels is not None:
         given["levels"] = tuple(part.strip() for part in options.levels.split(","))
+    if options.radius is not None:
+        given["radius"] = options.radius
     backbone = options.backbone or LITE0
     if timm_name(backbone) is not None:
         return config.for_vit(backbone, **given)
@@ -276,7 +278,7 @@ def _refuse_metal_options(options: TrainOptions) -> None:
         "--mask": options.mask,
         "--shapes": options.shapes,
         "--blocks": options.blocks,
-        "--radius": options.radius,
+        "--radius": None if options.model == "metal-features" else options.radius,
     }
     wrong = [name for name, value in given.items() if value is not None]
     if wrong:

@@ -192,18 +192,21 @@ class TokenModel(AnomalyModel):
         return stored.float() * self.channel_scale + self.channel_shift
 
     def make_students(self) -> nn.ModuleList:
-        """One per link: three linear layers with GELU between them, for each token on its own."""
+        """One per link."""
         students = nn.ModuleList()
         for source, wanted in self.links:
             inputs, outputs = self.width_of[source], self.width_of[wanted]
             hidden = self.config.hidden or (inputs + outputs) // 2
-            students.append(
-                nn.Sequential(
-                    nn.Linear(inputs, hidden),
-                    nn.GELU(),
-                    nn.Linear(hidden, hidden),
-                    nn.GELU(),
-                    nn.Linear(hidden, outputs),
-                )
-            )
+            students.append(student(inputs, hidden, outputs))
         return students
+
+
+def student(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Three linear layers with GELU between them, for each token [..., inputs] on its own."""
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, outputs),
+    )

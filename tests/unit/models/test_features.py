@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,21 @@ def test_opinions_can_be_left_out(change: dict[str, object]) -> None:
     assert torch.isfinite(error).all()
     assert error.std() > 0
     assert model.error_weight.sum().item() == pytest.approx(1.0)
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="the extra `vit` is not installed")
+@pytest.mark.parametrize("levels", [("2", "5"), ("1", "3", "5")])
+def test_it_stands_on_a_vit_as_well(levels: tuple[str, ...], tmp_path: Path) -> None:
+    """timm's own tiny network for tests, freshly initialised: 6 blocks of width 64, patch 16."""
+    config = MetalFeaturesConfig.for_vit(
+        "timm:test_vit", image_size=64, levels=levels, width=16, heads=4, memory=10
+    )
+    torch.manual_seed(0)
+    model = MetalFeatures(config).eval()
+    images = probe_images(64)
+    stored = model.precompute(torch.from_numpy(images))
+    assert stored.shape == (len(images), 16, 64 * len(levels))
+    model.fit_inputs(stored)
+    model.fit_errors(stored)
+    save_model(onnx_from_model(model), tmp_path / "m.onnx")
+    assert check_parity(model, tmp_path / "m.onnx", images) < 1e-3

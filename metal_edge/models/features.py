@@ -39,6 +39,9 @@ from metal_edge.models.zeroleak import CrossAttentionBlock, neighbourhood
 _CHUNK = 16
 _TINY = 1e-6
 _MEMORY_SEED = 0
+# Of the usual error. One opinion alone, say a token that the memory knows by heart, must not be
+# able to silence the others.
+_FLOOR = 0.1
 _REMEMBERED = 1000  # images at most that the memory chooses its tokens from
 
 
@@ -161,7 +164,7 @@ class MetalFeatures(TokenModel):
     def error_map(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """Geometric mean of all errors, about 1 on good parts, [B, grid, grid]."""
         errors = self._errors(reconstruction, target) * (1.0 / self.usual_error)
-        logs = errors.clamp_min(_TINY).log() * self.error_weight
+        logs = errors.clamp_min(_FLOOR).log() * self.error_weight
         return logs.sum(dim=-1).exp().reshape(-1, self.config.grid, self.config.grid)
 
     def fit_errors(self, stored: Tensor) -> None:

@@ -131,7 +131,7 @@ def _simulated(out: Path, parts: int, seed: int) -> Scene:
         camera,
         tuple(sequence.part_id(index) for index in range(parts)),
         lambda part_id: sequence.defect_of(sequence.index_of(part_id)),
-        ("--weighting", "--held-out", f"{HELD_OUT:g}"),  # parts lie in a fixture
+        ("--held-out", f"{HELD_OUT:g}"),
         WANTED_RATE,
     )
 

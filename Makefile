@@ -15,7 +15,7 @@ SEEDS ?= 3
 THREADS ?= 2
 DOCS ?= docs
 
-.PHONY: help setup demo test check format clean results ablation matplotlib
+.PHONY: help setup demo test check format clean results ablation
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
@@ -41,7 +41,7 @@ format: setup
 	$(BIN)/ruff format metal_edge tests tools
 	$(BIN)/ruff check --fix metal_edge tests tools
 
-results: setup matplotlib
+results: setup
 	RESULTS_COMMAND='make results $(strip $(MAKEOVERRIDES))' $(BIN)/python -m tools.results \
 	  $(if $(DATA),--data $(DATA)) --seeds $(SEEDS) --threads $(THREADS) --docs $(DOCS) \
 	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(MODELS),--models $(MODELS)) \
@@ -53,9 +53,6 @@ ablation: setup
 	  $(if $(MASK),--mask $(MASK)) $(if $(BLOCKS),--blocks $(BLOCKS)) \
 	  $(if $(RECIPE),--recipe $(RECIPE))
 
-matplotlib: setup
-	$(BIN)/python -c 'import matplotlib' 2>/dev/null \
-	  || $(BIN)/pip install --quiet -c constraints.txt matplotlib
 
 clean:
 	rm -rf build $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -71,7 +71,7 @@ class AnomalyModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, target: Tensor) -> Tensor:
-        """Target -> its reconstruction, same shape."""
+        """Target -> its reconstruction: the same shape, or several predictions side by side."""
 
     @abstractmethod
     def loss(self, reconstruction: Tensor, target: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.cli import Call, Running, listing, must, write_parts
+from support.cli import Call, Running, listing, write_parts
 from torch import allclose
 
 from metal_edge.models.checkpoint import load_tensors
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.timeout(200)
 OPTIONS = (
     *("--epochs", 6, "--batch-size", 5, "--max-minutes", 1000),
     *("--train-precision", "fp32", "--seed", 5, "--accelerator", "cpu"),
+    *("--model", "metal-features", "--image-size", 64),
 )
 
 
@@ -27,7 +28,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stopped_in_two_processes_it_goes_on_in_two_and_equals_one(
-    parts: Path, tmp_path: Path
+    call: Call, parts: Path, tmp_path: Path
 ) -> None:
     run, command = tmp_path / "run", ("train", parts, *OPTIONS)
     with Running(tmp_path / "log", *command, "-o", run, "--devices", 2) as training:
@@ -41,12 +42,13 @@ def test_stopped_in_two_processes_it_goes_on_in_two_and_equals_one(
     assert not [pid for pid in processes if Path(f"/proc/{pid}").exists()]
     assert listing(run).keys() == {"run.json", "state.safetensors"}
 
-    resumed = must(*command, "-o", run, "--devices", 2)
+    resumed = call(*command, "-o", run, "--devices", 2)
+    assert resumed.code == 0, resumed.err
     assert resumed.err.count("going on from epoch") == 1
     assert resumed.out.count("checkpoint.safetensors") == 1
     assert resumed.out.count("\n") == 1
     alone = tmp_path / "alone"
-    must(*command, "-o", alone)
+    assert call(*command, "-o", alone).code == 0
     assert listing(run).keys() == listing(alone).keys()
     (first, meta), (second, other) = (
         load_tensors(folder / "checkpoint.safetensors") for folder in (run, alone)

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.timeout(200)
 OPTIONS = (
     *("--epochs", 6, "--batch-size", 5, "--max-minutes", 1000),
     *("--train-precision", "fp32", "--seed", 5, "--accelerator", "cpu"),
-    *("--model", "metal-features", "--image-size", 64),
+    # No attention: a key's bias has a gradient of 0 but for rounding, which Adam blows up.
+    *("--model", "l2bt", "--image-size", 64),
 )
 
 

@@ -104,8 +104,8 @@ def test_the_coreset_chooses_no_token_twice(
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(2, 40))
-def test_the_coreset_covers_better_than_chance(seed: int, count: int) -> None:
-    """Not only on average: greedy k-centre is within twice the optimum (Gonzalez 1985)."""
+def test_the_coreset_covers_within_twice_the_optimum(seed: int, count: int) -> None:
+    """Of any choice, so of the best of twenty random ones (Gonzalez 1985)."""
     generator = torch.Generator().manual_seed(seed)
     centres = 5.0 * torch.randn(6, 8, generator=generator)
     points = centres[torch.randint(6, (200,), generator=generator)]
@@ -114,8 +114,7 @@ def test_the_coreset_covers_better_than_chance(seed: int, count: int) -> None:
     chance = [
         covering_radius(points, torch.randperm(200, generator=generator)[:count]) for _ in range(20)
     ]
-    assert ours <= np.mean(chance) + 1e-4
-    assert ours <= 2 * min(chance) + 1e-4  # any other choice bounds the optimum from above
+    assert ours <= 2 * min(chance) + 1e-4
 
 
 def test_the_projection_keeps_the_cover() -> None:

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.cli import Call, Running, listing, write_parts
+from support.cli import Call, Running, listing, must, write_parts
 from torch import allclose
 
 from metal_edge.models.checkpoint import load_tensors
@@ -29,8 +29,10 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stopped_in_two_processes_it_goes_on_in_two_and_equals_one(
-    call: Call, parts: Path, tmp_path: Path
+    parts: Path, tmp_path: Path
 ) -> None:
+    """All three as commands of their own: the backbone's rounding depends on the process's number
+    of threads, and where a channel hardly varies, standardisation multiplies it."""
     run, command = tmp_path / "run", ("train", parts, *OPTIONS)
     with Running(tmp_path / "log", *command, "-o", run, "--devices", 2) as training:
         training.wait_said("training: ")
@@ -43,13 +45,12 @@ def test_stopped_in_two_processes_it_goes_on_in_two_and_equals_one(
     assert not [pid for pid in processes if Path(f"/proc/{pid}").exists()]
     assert listing(run).keys() == {"run.json", "state.safetensors"}
 
-    resumed = call(*command, "-o", run, "--devices", 2)
-    assert resumed.code == 0, resumed.err
+    resumed = must(*command, "-o", run, "--devices", 2)
     assert resumed.err.count("going on from epoch") == 1
     assert resumed.out.count("checkpoint.safetensors") == 1
     assert resumed.out.count("\n") == 1
     alone = tmp_path / "alone"
-    assert call(*command, "-o", alone).code == 0
+    must(*command, "-o", alone)
     assert listing(run).keys() == listing(alone).keys()
     (first, meta), (second, other) = (
         load_tensors(folder / "checkpoint.safetensors") for folder in (run, alone)
@@ -57,7 +58,7 @@ def test_stopped_in_two_processes_it_goes_on_in_two_and_equals_one(
     assert meta["best_epoch"] == other["best_epoch"]
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        assert allclose(tensor, second[name], rtol=1e-4, atol=1e-5), name
+        assert allclose(tensor, second[name], rtol=1e-3, atol=1e-4), name
 
 
 def test_killing_the_command_ends_its_processes(parts: Path, tmp_path: Path) -> None:

@@ -50,7 +50,6 @@ class MetalFeaturesConfig(TokenConfig):
 
     kind: Literal["metal-features"] = "metal-features"
     blur_sigma: float = Field(default=5.0, gt=0)
-    score_share: float = Field(default=0.02, ge=0, le=1)
     radius: int = Field(default=1, ge=0, description="hidden neighbourhood, Chebyshev, tokens")
     width: int = Field(default=256, gt=0)
     heads: int = Field(default=8, gt=0)

@@ -10,8 +10,7 @@ GELU, loss (1 - cos) + (1 - cos), distances between L2-normalised features, five
 box-7 filters, score = mean of the highest 0.1 % of the pixels (`L2BTConfig.for_vit`). Here also:
 on the offline backbone's stages, whose widths differ, with channels standardised on the training
 images; `standardise` and `hidden` say which. There the default is a chain of three depths with
-students between neighbours, all distances multiplied: on head scans it found clearly more than
-any single pair. The filters' borders are mirrored here.
+students between neighbours, all distances multiplied. The filters' borders are mirrored here.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ Not the paper's network but its idea on frozen ImageNet features. Three opinions
 * **students**: L2BT's idea (Costanzino et al.) along a chain of backbone depths: per-token MLPs
   predict each depth's features from the next shallower and the next deeper one. They see the
   token itself, at other depths, and catch what surroundings repeat (large stains, bleedings).
-* **memory**: PatchCore's idea (Roth et al. 2022): distance to the nearest remembered good token,
-  so that a rare but good look stays good.
+* **memory**: PatchCore's idea (Roth et al. 2022), but one memory per depth: distance to the nearest
+  remembered good token, so that a rare but good look stays good.
 
-The anomaly map is the geometric mean of the three, each in units of what good parts show.
-docs/results.md says what each of them is worth.
+The anomaly map is their geometric mean, each in units of what good parts show; the memory counts
+twice. docs/detection.md says what each of them is worth.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CHUNK = 16
 _TINY = 1e-6
 _MEMORY_SEED = 0
 # Of the usual error. One opinion alone, say a token that the memory knows by heart, must not be
-# able to silence the others.
+# able to silence the others. Added, as a maximum might hide NaN: on GPUs it gives the other operand.
 _FLOOR = 0.1
 _REMEMBERED = 1000  # images at most that the memory chooses its tokens from
 
@@ -55,8 +55,15 @@ class MetalFeaturesConfig(TokenConfig):
     heads: int = Field(default=8, gt=0)
     depth: int = Field(default=2, ge=1)
     mlp_ratio: int = Field(default=2, ge=1)
+    context: bool = Field(default=True, description="predict tokens from their surroundings")
     students: bool = Field(default=True, description="also predict each depth from its neighbours")
-    memory: int = Field(default=3000, ge=0, description="remembered good tokens; 0: none")
+    memory: int = Field(default=3000, ge=0, description="good tokens remembered per depth; 0: none")
+    memory_window: int = Field(
+        default=1, ge=1, description="the memory compares means of so many x so many tokens, odd"
+    )
+    memory_weight: float = Field(
+        default=2.0, gt=0, description="of the memories in the map; context and students: 1 each"
+    )
     context_depths: int | None = Field(
         default=None, ge=1, description="only so many depths, from the shallowest, in the map"
     )
@@ -65,6 +72,10 @@ class MetalFeaturesConfig(TokenConfig):
     def _consistent(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        if not (self.context or (self.students and len(self.levels) > 1)):
+            raise ValueError("nothing to train: it needs context, or students and two depths")
+        if self.memory_window % 2 == 0 or self.memory_window > self.grid:
+            raise ValueError(f"memory_window {self.memory_window} is not odd and at most the grid")
         if self.context_depths is not None and self.context_depths > len(self.levels):
             raise ValueError(f"context_depths exceeds the {len(self.levels)} depths")
         if not allowed_tokens(self.grid, self.radius).any(axis=1).all():
@@ -95,21 +106,24 @@ def attention_bias(grid: int, radius: int, heads: int) -> Tensor:
     return torch.from_numpy(bias).float()
 
 
-class MetalFeatures(TokenModel):
-    """The reconstruction is wider than the target, [B, N, C + P]: the context's prediction of all
-    C channels, then every student's prediction of its depth's channels.
+def _shares(kinds: list[tuple[float, int]]) -> list[float]:
+    """Each error's share of the map, sum 1, where the errors of a kind divide its weight.
+
+    Args:
+        kinds: weight, and number of errors, of each.
     """
+    total = sum(weight for weight, count in kinds if count)
+    return [weight / (total * count) for weight, count in kinds for _ in range(count)]
 
-    config: MetalFeaturesConfig
+
+class Context(nn.Module):
+    """Predicts each token from those that its mask allows (`zeroleak.py`)."""
+
     bias: Tensor
-    usual_error: Tensor
-    error_weight: Tensor
-    balance: Tensor
-    memory: TokenMemory | None
 
-    def __init__(self, config: MetalFeaturesConfig) -> None:
-        super().__init__(config)
-        channels, width, tokens = sum(self.channels), config.width, config.grid**2
+    def __init__(self, config: MetalFeaturesConfig, channels: int) -> None:
+        super().__init__()
+        width, tokens = config.width, config.grid**2
         self.content = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         self.query_position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
         self.content_position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
@@ -120,42 +134,58 @@ class MetalFeatures(TokenModel):
         self.register_buffer("bias", bias, persistent=False)  # one constant for all blocks
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, channels)
-        if not config.students:
-            self.links = []
-        self.students = self.make_students()
-        self.judged = self.depths[: config.context_depths]
-        self.whitenings = nn.ModuleList(
-            Whitening(width) for width in self.width_of[: config.context_depths]
-        )
-        self.memory = TokenMemory(config.memory, channels) if config.memory else None
-        kinds = [len(self.judged), len(self.links), 1 if self.memory else 0]
-        self.register_buffer("usual_error", torch.ones(sum(kinds)))
-        # Every kind weighs the same, however many errors it has.
-        weights = [1.0 / (count * sum(map(bool, kinds))) for count in kinds for _ in range(count)]
-        self.register_buffer("error_weight", torch.tensor(weights), persistent=False)
-        # Every level weighs the same in the memory, however many channels it has.
-        balance = [torch.full((count,), count**-0.5) for count in self.channels]
-        self.register_buffer("balance", torch.cat(balance), persistent=False)
 
     def forward(self, target: Tensor) -> Tensor:
-        """[B, N, C] -> [B, N, C + P]: the context's prediction, then the students'."""
-        predictions = [self.context(target)]
-        for network, (source, _) in zip(self.students, self.links, strict=True):
-            predictions.append(network(target[..., self.depths[source]]))
-        return torch.cat(predictions, dim=-1)
-
-    def context(self, target: Tensor) -> Tensor:
-        """[B, N, C] -> [B, N, C], token i from the tokens its mask allows."""
+        """[B, N, C] -> [B, N, C]."""
         content = self.content(target) + self.content_position
         h = self.query_position
         for block in self.blocks:
             h = block(h, content, self.bias)
         return self.out(self.norm(h))  # type: ignore[no-any-return]
 
+
+class MetalFeatures(TokenModel):
+    """The reconstruction is wider than the target, [B, N, C + P]: the context's prediction of all
+    C channels, then every student's prediction of its depth's channels.
+    """
+
+    config: MetalFeaturesConfig
+    usual_error: Tensor
+    error_weight: Tensor
+    balance: Tensor
+
+    def __init__(self, config: MetalFeaturesConfig) -> None:
+        super().__init__(config)
+        channels = sum(self.channels)
+        self.context = Context(config, channels) if config.context else None
+        if not config.students:
+            self.links = []
+        self.students = self.make_students()
+        judged = config.context_depths if config.context else 0
+        self.judged = self.depths[:judged]
+        self.whitenings = nn.ModuleList(Whitening(width) for width in self.width_of[:judged])
+        self.memories = nn.ModuleList(
+            TokenMemory(config.memory, width) for width in (self.width_of if config.memory else ())
+        )
+        counts = [len(self.judged), len(self.links), len(self.memories)]
+        weights = _shares(list(zip((1.0, 1.0, config.memory_weight), counts, strict=True)))
+        self.register_buffer("usual_error", torch.ones(len(weights)))
+        self.register_buffer("error_weight", torch.tensor(weights), persistent=False)
+        # Every level weighs the same in its depth's memory, however many channels it has.
+        balance = [torch.full((count,), count**-0.5) for count in self.channels]
+        self.register_buffer("balance", torch.cat(balance), persistent=False)
+
+    def forward(self, target: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C + P]: the context's prediction, then the students'."""
+        predictions = [] if self.context is None else [self.context(target)]
+        for network, (source, _) in zip(self.students, self.links, strict=True):
+            predictions.append(network(target[..., self.depths[source]]))
+        return torch.cat(predictions, dim=-1)
+
     def loss(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """Mean squared error of the context plus 1 - cosine of every student."""
         context, students = self._split(reconstruction, target)
-        total = F.mse_loss(context, target)
+        total = target.new_zeros(()) if context is None else F.mse_loss(context, target)
         for got, wanted in students:
             total = total + (1.0 - F.cosine_similarity(got, wanted, dim=-1)).mean()
         return total
@@ -163,60 +193,75 @@ class MetalFeatures(TokenModel):
     def error_map(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """Geometric mean of all errors, about 1 on good parts, [B, grid, grid]."""
         errors = self._errors(reconstruction, target) * (1.0 / self.usual_error)
-        logs = errors.clamp_min(_FLOOR).log() * self.error_weight
+        logs = (errors + _FLOOR).log() * self.error_weight
         return logs.sum(dim=-1).exp().reshape(-1, self.config.grid, self.config.grid)
 
     def fit_errors(self, stored: Tensor) -> None:
         """Memory, whitening and usual size of the errors, from the stored training images."""
         self.eval()
         with torch.inference_mode():
-            for depth, whitening in zip(self.judged, self.whitenings, strict=True):
-                moments = Moments(depth.stop - depth.start)
-                for target in self._targets(stored):
-                    moments.add((self.context(target) - target)[..., depth])
-                cast(Whitening, whitening).fit(moments)
-            if self.memory is not None:
-                generator = torch.Generator().manual_seed(_MEMORY_SEED)
-                chosen = stored[torch.randperm(len(stored), generator=generator)[:_REMEMBERED]]
-                tokens = [self._remembered(x).flatten(0, 1) for x in self._targets(chosen)]
-                self.memory.fit(torch.cat(tokens), generator)
+            if self.context is not None:
+                self._whiten(self.context, stored)
+            generator = torch.Generator().manual_seed(_MEMORY_SEED)
+            chosen = stored[torch.randperm(len(stored), generator=generator)[:_REMEMBERED]]
+            for depth, memory in self._memory_of_depth():
+                tokens = [self._remembered(x)[..., depth] for x in self._targets(chosen)]
+                memory.fit(torch.cat(tokens).flatten(0, 1), generator)
             total = torch.zeros_like(self.usual_error)
             for target in self._targets(stored):
                 total += self._errors(self(target), target).mean(dim=1).sum(dim=0)
             self.usual_error.copy_((total / len(stored)).clamp_min(_TINY))
+
+    def _whiten(self, context: Context, stored: Tensor) -> None:
+        for depth, whitening in zip(self.judged, self.whitenings, strict=True):
+            moments = Moments(depth.stop - depth.start)
+            for target in self._targets(stored):
+                moments.add((context(target) - target)[..., depth])
+            cast(Whitening, whitening).fit(moments)
 
     def _targets(self, stored: Tensor) -> Iterator[Tensor]:
         for piece in torch.split(stored, _CHUNK):
             yield self.target(piece)
 
     def _errors(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """[B, N, errors]: whitened RMS per depth, distance per student, distance to memory."""
+        """[B, N, errors]: whitened RMS per depth, distance per student, distance per memory."""
         context, students = self._split(reconstruction, target)
         # The subtractions come first after the predictions: what follows them stays FP32 in INT8.
-        residual = context - target
         errors = []
-        for group, whitening in zip(self.judged, self.whitenings, strict=True):
-            errors.append(whitening(residual[..., group]).square().mean(dim=-1).sqrt())
+        if context is not None:
+            residual = context - target
+            for group, whitening in zip(self.judged, self.whitenings, strict=True):
+                errors.append(whitening(residual[..., group]).square().mean(dim=-1).sqrt())
         for got, wanted in students:
             difference = F.normalize(got, dim=-1) - F.normalize(wanted, dim=-1)
             errors.append(difference.square().sum(dim=-1).sqrt())
-        if self.memory is not None:
-            errors.append(self.memory(self._remembered(target)))
+        remembered = self._remembered(target)
+        for depth, memory in self._memory_of_depth():
+            errors.append(memory(remembered[..., depth]))
         return torch.stack(errors, dim=-1)
 
+    def _memory_of_depth(self) -> list[tuple[slice, TokenMemory]]:
+        """Each depth's channels and its memory; empty without memories."""
+        memories = [cast(TokenMemory, memory) for memory in self.memories]
+        return list(zip(self.depths, memories, strict=True)) if memories else []
+
     def _remembered(self, target: Tensor) -> Tensor:
-        """[B, N, C] -> what the memory compares: level-balanced, averaged over 3 x 3 tokens."""
-        grid = self.config.grid
+        """[B, N, C] -> what the memories compare: level-balanced, averaged over the window."""
+        grid, side = self.config.grid, self.config.memory_window
+        if side == 1:
+            return target * self.balance
         maps = (target * self.balance).mT.reshape(-1, target.shape[-1], grid, grid)
         # The border averages what there is: padding zeros would give it a look of its own.
-        maps = F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
+        maps = F.avg_pool2d(maps, side, stride=1, padding=side // 2, count_include_pad=False)
         return maps.flatten(2).mT
 
     def _split(
         self, reconstruction: Tensor, target: Tensor
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The context's prediction, and (prediction, wanted) of every student."""
-        sizes = [target.shape[-1], *(self.width_of[wanted] for _, wanted in self.links)]
-        context, *predicted = torch.split(reconstruction, sizes, dim=-1)
+    ) -> tuple[Tensor | None, list[tuple[Tensor, Tensor]]]:
+        """The context's prediction if there is one; (prediction, wanted) of every student."""
+        sizes = [self.width_of[wanted] for _, wanted in self.links]
+        first = [target.shape[-1]] if self.context is not None else []
+        predicted = list(torch.split(reconstruction, first + sizes, dim=-1))
+        context = predicted.pop(0) if first else None
         wanted = [target[..., self.depths[index]] for _, index in self.links]
         return context, list(zip(predicted, wanted, strict=True))

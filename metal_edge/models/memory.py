@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 _CANDIDATES = 50_000  # more tokens than this are thinned at random before the greedy choice
 _DIMENSIONS = 64
+_SOFT = 1e-3  # added to squared distances: the root would magnify the rounding of small ones
 
 
 def greedy_coreset(
@@ -90,10 +91,12 @@ class TokenMemory(nn.Module):
         self.bank.copy_(kept[torch.arange(size) % len(kept)] - self.centre)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, N, C] -> Euclidean distance to the nearest remembered token, [B, N]."""
+        """[B, N, C] -> Euclidean distance to the nearest remembered token (at least .03), [B, N]."""
         # Squares of distances are small differences of large numbers. Around the centre they are
         # smaller; and as after every subtraction, INT8 and FP16 graphs go on in FP32.
         x = tokens - self.centre
         squares = self.bank.square().sum(dim=1)
         nearest = (squares - 2.0 * (x @ self.bank.T)).amin(dim=-1)
-        return (nearest + x.square().sum(dim=-1)).clamp_min(0.0).sqrt()
+        # A square of nearly 0 is rounding only, of either sign. Not a maximum with 0: on GPUs that
+        # might hide NaN.
+        return ((nearest + x.square().sum(dim=-1)).abs() + _SOFT).sqrt()

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -32,11 +33,13 @@ from metal_edge.evaluation.metrics import PixelCurves, image_auroc
 from metal_edge.files import write_text
 from metal_edge.imaging import image_info, read_mask
 from metal_edge.models.base import AnomalyModel
+from metal_edge.models.error_maps import GradientError
 from metal_edge.models.losses import C1, C2
 from metal_edge.models.smoothing import Smoothing, smoothing_matrix, valid_matrix
 from metal_edge.training.config import TrainConfig
 from metal_edge.training.loop import Progress, Trainer
 from metal_edge.training.run import Plan, Prepared, load_plan, plan_run, prepare_model
+from metal_edge.training.state import Position
 from tools.results.catalogue import Catalogue
 from tools.results.command import run_command
 from tools.results.fit import HELD_OUT, Hooks
@@ -50,8 +53,6 @@ Example: python -m tools.maps ../shared/data/head_ct --model metal-paper --minut
 
 FIRST_STEP = 125
 _CHUNK = 16
-_GMS_C = 0.0026  # Xue et al. 2014, for values in [0, 1]
-_GMS_SCALES = 3
 SCORES: Mapping[str, float] = {"maximum": 0.0, "highest 2 %": 0.02, "mean": 1.0}
 
 ErrorMap = Callable[[Tensor, Tensor], Tensor]
@@ -83,23 +84,13 @@ def dissimilarity(got: Tensor, wanted: Tensor) -> Tensor:
 
 
 def gradients(got: Tensor, wanted: Tensor) -> Tensor:
-    """1 - gradient magnitude similarity (Xue et al. 2014), mean over three scales as in RIAD."""
-    total = torch.zeros_like(got[:, 0])
-    for level in range(_GMS_SCALES):
-        a, b = (F.avg_pool2d(x, 2**level) if level else x for x in (got, wanted))
-        a, b = _slope(a), _slope(b)
-        unlike = 1 - (2 * a * b + _GMS_C) / (a * a + b * b + _GMS_C)
-        whole = F.interpolate(unlike[:, None], size=got.shape[-2:], mode="bilinear")
-        total += whole[:, 0] / _GMS_SCALES
-    return total
+    """1 - gradient magnitude similarity."""
+    return _gradient_error(got.shape[-1])(got, wanted)  # type: ignore[no-any-return]
 
 
-def _slope(image: Tensor) -> Tensor:
-    """Prewitt gradient magnitude of the mean of R, G, B, [B, S, S]."""
-    gray = F.pad(image.mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    kernel = torch.tensor([[1.0, 0.0, -1.0]]).expand(3, 3) / 3
-    both = torch.stack([kernel, kernel.T])[:, None]
-    return (F.conv2d(gray, both).square().sum(dim=1) + 1e-12).sqrt()
+@cache
+def _gradient_error(size: int) -> GradientError:
+    return GradientError(size)
 
 
 MAPS: Mapping[str, ErrorMap] = {
@@ -166,7 +157,7 @@ def judge(model: AnomalyModel, trial: Trial, step: int, minutes: float) -> list[
             usual = smooth(_errors(error, good).mean(dim=0))
             errors = smooth(_errors(error, seen))
             for how in CORRECTIONS:
-                figures = _figures(corrected(errors, usual, how), trial)
+                figures = figures_of(corrected(errors, usual, how), trial)
                 rows.append(Row(step, minutes, f"{name} {how}".strip(), figures))
     model.train(was_training)
     return rows
@@ -184,7 +175,12 @@ def _errors(error: ErrorMap, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.cat([error(got, wanted) for got, wanted in pairs])
 
 
-def _figures(maps: Tensor, trial: Trial) -> dict[str, float]:
+def figures_of(maps: Tensor, trial: Trial) -> dict[str, float]:
+    """Image AUROC by score; pixel AUROC, whole and up to FPR 0.3, where there are masks.
+
+    Args:
+        maps: smoothed, [N, S, S].
+    """
     figures = {
         f"image, {name}": image_auroc(score_of(maps, share), trial.anomalous)
         for name, share in SCORES.items()
@@ -227,30 +223,51 @@ def _small_mask(image: Path, mask: Path, width: int, height: int) -> NDArray[np.
 def follow(prepared: Prepared, trial: Trial, training: TrainConfig, world: Hooks) -> list[Row]:
     """Trains and judges at steps FIRST_STEP, 2 FIRST_STEP, ... and at the end."""
     rows: list[Row] = []
-    boundary, model = len(trial.train), prepared.model
+
+    def on_step(p: Progress) -> None:
+        doubled = p.step / FIRST_STEP
+        if doubled >= 1 and doubled.is_integer() and int(doubled).bit_count() == 1:
+            rows.extend(judge(prepared.model, trial, p.step, p.elapsed_s / 60))
+
+    end = train(prepared, len(trial.train), training, world, on_step)
+    rows.extend(judge(prepared.model, trial, end.step, end.elapsed_s / 60))
+    return rows
+
+
+def train(
+    prepared: Prepared,
+    boundary: int,
+    training: TrainConfig,
+    world: Hooks,
+    on_step: Callable[[Progress], None],
+) -> Position:
+    """Trains to the end, leaving nothing on disk; the best weights stay in the model.
+
+    Args:
+        boundary: so many of the stored images train, the others watch the loss.
+
+    Raises:
+        KeyboardInterrupt: the person stopped it.
+    """
     with tempfile.TemporaryDirectory() as folder, world.progress("training") as advance:
         trainer = Trainer(
-            model,
+            prepared.model,
             prepared.stored[:boundary],
             prepared.stored[boundary:],
             training.model_copy(update={"save_every_s": 3600.0}),
             state_file=Path(folder) / "state.safetensors",
-            fingerprint="maps",
+            fingerprint="trial",
             seconds=world.seconds,
         )
 
         def on_progress(p: Progress) -> None:
             advance(round(1000 * p.fraction), 1000, f"step {p.step}  loss {p.loss:.4f}")
-            doubled = p.step / FIRST_STEP
-            if doubled >= 1 and doubled.is_integer() and int(doubled).bit_count() == 1:
-                rows.extend(judge(model, trial, p.step, p.elapsed_s / 60))
+            on_step(p)
 
         trainer.run(on_progress, world.interrupted)
-        if world.interrupted():
-            raise KeyboardInterrupt
-        position = trainer.position
-    rows.extend(judge(model, trial, position.step, position.elapsed_s / 60))
-    return rows
+    if world.interrupted():
+        raise KeyboardInterrupt
+    return trainer.position
 
 
 def render(rows: Sequence[Row], facts: str) -> str:
@@ -275,7 +292,10 @@ def maps(  # noqa: PLR0917  (the command's options)
 ) -> None:
     """See HELP."""
     torch.set_num_threads(threads)
-    ((name, root),) = discover(data).items()
+    found = discover(data)
+    if len(found) != 1:
+        raise SettingsError(f"{data} holds several sets", f"name one of {', '.join(found)}")
+    ((name, root),) = found.items()
     dataset, variant = load_checked(root), Catalogue().variant(model, minutes)
     changes = {"seed": seed, "batch_size": batch, "learning_rate": rate}
     training = variant.training.model_copy(

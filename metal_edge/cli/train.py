@@ -15,11 +15,11 @@ from metal_edge.cli.console import progress, say, say_result, stop_requested
 from metal_edge.cli.destination import check_folder
 from metal_edge.errors import ExitCode, SettingsError
 from metal_edge.models.anovit import SCRATCH, AnoViTConfig
-from metal_edge.models.features import MetalFeaturesConfig
+from metal_edge.models.features import PRESETS, MetalFeaturesConfig
 from metal_edge.models.l2bt import L2BTConfig
 from metal_edge.models.metal import MetalConfig
 from metal_edge.models.registry import NetworkConfig, check_pretrained
-from metal_edge.models.tokens import DEEPEST_STRIDE, LITE0, TOKEN_STRIDE, TokenConfig
+from metal_edge.models.tokens import DEEPEST_STRIDE, GRID, LITE0, TOKEN_STRIDE, TokenConfig
 from metal_edge.models.vit import timm_name
 from metal_edge.training.config import Precision, Schedule, TrainConfig
 from metal_edge.training.devices import Accelerator, Devices, Hardware, check_work, resolve
@@ -69,6 +69,8 @@ FAST_PER_MODEL: dict[str, dict[str, Any]] = {
 }
 
 
+PRESETS_OF = {"metal": ("products", "textures"), "metal-features": tuple(PRESETS)}
+
 Tokens = TypeVar("Tokens", bound=TokenConfig)
 
 
@@ -86,6 +88,7 @@ class TrainOptions:
     shapes: str | None
     blocks: int | None
     radius: int | None
+    error: str | None
     weighting: bool
     held_out: float
     recipe: str
@@ -188,6 +191,10 @@ def network_of(options: TrainOptions) -> NetworkConfig:
         SettingsError: options that do not go together, or that the architecture cannot have.
         UnavailableError: a timm backbone where timm is not installed.
     """
+    if options.preset not in PRESETS_OF.get(options.model, ("products",)):
+        raise SettingsError(
+            f"--model {options.model} has no preset {options.preset}", "leave --preset out"
+        )
     if options.model != "metal":
         _refuse_metal_options(options)
     try:
@@ -210,7 +217,11 @@ def network_of(options: TrainOptions) -> NetworkConfig:
 
 
 def _metal(options: TrainOptions) -> MetalConfig:
-    given: dict[str, Any] = {"mask": options.mask, "radius": options.radius}
+    given: dict[str, Any] = {
+        "mask": options.mask,
+        "radius": options.radius,
+        "error": options.error,
+    }
     given["blocks"] = options.blocks or (1 if options.preset == "products" else 2)
     if options.shapes is not None:
         given["shapes"] = tuple(part.strip() for part in options.shapes.split(","))
@@ -220,17 +231,22 @@ def _metal(options: TrainOptions) -> MetalConfig:
 
 
 def _over_tokens(config: type[Tokens], options: TrainOptions) -> Tokens:
-    given = _given(options)
+    given = (PRESETS[options.preset] if config is MetalFeaturesConfig else {}) | _given(options)
     if options.levels is not None:
         given["levels"] = tuple(part.strip() for part in options.levels.split(","))
     if options.radius is not None:
         given["radius"] = options.radius
     backbone = options.backbone or LITE0
+    if timm_name(backbone) is not None and options.preset != "products":
+        raise SettingsError(
+            f"--preset {options.preset} names stages of {LITE0}", "leave it out for a ViT"
+        )
     if timm_name(backbone) is not None:
         return config.for_vit(backbone, **given)
     if (size := options.image_size) is not None:
-        # One token for each pixel of the stages at stride 16, as in the default.
-        given["grid"], rest = size // TOKEN_STRIDE, size % DEEPEST_STRIDE
+        # As many pixels per token as in the default, or as the preset has.
+        finer = given.get("grid", GRID) // GRID
+        given["grid"], rest = finer * (size // TOKEN_STRIDE), size % DEEPEST_STRIDE
         if rest:
             raise SettingsError(
                 f"--image-size {size} is not a multiple of {DEEPEST_STRIDE}",
@@ -278,6 +294,7 @@ def _refuse_metal_options(options: TrainOptions) -> None:
         "--mask": options.mask,
         "--shapes": options.shapes,
         "--blocks": options.blocks,
+        "--error": options.error,
         "--radius": None if options.model == "metal-features" else options.radius,
     }
     wrong = [name for name, value in given.items() if value is not None]

@@ -21,7 +21,7 @@ twice. docs/detection.md says what each of them is worth.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Self, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ _CHUNK = 16
 _TINY = 1e-6
 _MEMORY_SEED = 0
 # Of the usual error. One opinion alone, say a token that the memory knows by heart, must not be
-# able to silence the others. Added, as a maximum might hide NaN: on GPUs it gives the other operand.
+# able to silence the others. Added: a maximum might hide NaN, on GPUs it gives the other operand.
 _FLOOR = 0.1
 _REMEMBERED = 1000  # images at most that the memory chooses its tokens from
 
@@ -84,6 +84,31 @@ class MetalFeaturesConfig(TokenConfig):
                 " nothing to look at"
             )
         return self
+
+
+# What `metal-edge train --preset` changes; docs/results.md measures each.
+PRESETS: dict[str, dict[str, Any]] = {
+    "products": {},
+    # Nothing has a fixed place: what counts is what the surface may look like.
+    "textures": {
+        "levels": ("stride4+stride8", "stride16", "stride32"),
+        "context": False,
+        "memory": 6000,
+        "memory_window": 3,
+        "memory_weight": 8.0,
+        "blur_sigma": 12.0,
+    },
+    # Shallow levels alone, which have the detail that a finer grid shows.
+    "fine": {
+        "levels": ("stride4+stride8",),
+        "grid": 32,
+        "width": 128,
+        "heads": 4,
+        "depth": 1,
+        "memory": 6000,
+        "blur_sigma": 6.0,
+    },
+}
 
 
 def allowed_tokens(grid: int, radius: int) -> NDArray[np.bool_]:
@@ -192,7 +217,7 @@ class MetalFeatures(TokenModel):
 
     def error_map(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """Geometric mean of all errors, about 1 on good parts, [B, grid, grid]."""
-        errors = self._errors(reconstruction, target) * (1.0 / self.usual_error)
+        errors = self.errors(reconstruction, target) * (1.0 / self.usual_error)
         logs = (errors + _FLOOR).log() * self.error_weight
         return logs.sum(dim=-1).exp().reshape(-1, self.config.grid, self.config.grid)
 
@@ -209,7 +234,7 @@ class MetalFeatures(TokenModel):
                 memory.fit(torch.cat(tokens).flatten(0, 1), generator)
             total = torch.zeros_like(self.usual_error)
             for target in self._targets(stored):
-                total += self._errors(self(target), target).mean(dim=1).sum(dim=0)
+                total += self.errors(self(target), target).mean(dim=1).sum(dim=0)
             self.usual_error.copy_((total / len(stored)).clamp_min(_TINY))
 
     def _whiten(self, context: Context, stored: Tensor) -> None:
@@ -223,7 +248,7 @@ class MetalFeatures(TokenModel):
         for piece in torch.split(stored, _CHUNK):
             yield self.target(piece)
 
-    def _errors(self, reconstruction: Tensor, target: Tensor) -> Tensor:
+    def errors(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """[B, N, errors]: whitened RMS per depth, distance per student, distance per memory."""
         context, students = self._split(reconstruction, target)
         # The subtractions come first after the predictions: what follows them stays FP32 in INT8.

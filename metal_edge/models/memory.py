@@ -91,7 +91,7 @@ class TokenMemory(nn.Module):
         self.bank.copy_(kept[torch.arange(size) % len(kept)] - self.centre)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, N, C] -> Euclidean distance to the nearest remembered token (at least .03), [B, N]."""
+        """[B, N, C] -> [B, N]: Euclidean distance to the nearest remembered token, at least .03."""
         # Squares of distances are small differences of large numbers. Around the centre they are
         # smaller; and as after every subtraction, INT8 and FP16 graphs go on in FP32.
         x = tokens - self.centre

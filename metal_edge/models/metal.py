@@ -16,6 +16,7 @@ square (module `zeroleak`); squares, stripes, decoder, loss and error map stay.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from itertools import pairwise
 from typing import Literal
 
@@ -25,9 +26,17 @@ from torch import Tensor, nn
 
 from metal_edge.models.attention import EncoderBlock, MaskRule
 from metal_edge.models.base import AnomalyModel, ModelConfig
+from metal_edge.models.error_maps import GradientError
 from metal_edge.models.losses import WINDOW, ReconstructionLoss
 from metal_edge.models.shapes import Shape
 from metal_edge.models.zeroleak import ZeroLeakEncoder, widest_radius
+
+
+class ErrorKind(StrEnum):
+    """What the anomaly map shows: the paper's squared error, or edges that do not fit."""
+
+    SQUARED = "squared"
+    GRADIENTS = "gradients"
 
 
 class MetalConfig(ModelConfig):
@@ -52,6 +61,7 @@ class MetalConfig(ModelConfig):
     mlp_ratio: int = 2
     blur_sigma: float = Field(default=4.0, gt=0)
     weighting: bool = False
+    error: ErrorKind = ErrorKind.SQUARED
 
     @model_validator(mode="after")
     def _consistent(self) -> MetalConfig:
@@ -61,6 +71,8 @@ class MetalConfig(ModelConfig):
             )
         if self.image_size < WINDOW:
             raise ValueError(f"image_size {self.image_size} is below the SSIM window, {WINDOW}")
+        if self.error is ErrorKind.GRADIENTS and self.image_size % 4:
+            raise ValueError(f"error gradients needs a multiple of 4, not {self.image_size} px")
         if not self.shapes or len(set(self.shapes)) != len(self.shapes):
             raise ValueError("shapes must name each patch shape at most once, and at least one")
         self._check_mask()
@@ -145,6 +157,8 @@ class Metal(AnomalyModel):
     def __init__(self, config: MetalConfig) -> None:
         super().__init__(config)
         self.reconstruction_loss = ReconstructionLoss(config.image_size)
+        gradients = config.error is ErrorKind.GRADIENTS
+        self.gradient_error = GradientError(config.image_size) if gradients else None
         zeroleak = config.mask is MaskRule.ZEROLEAK
         self.encoder = _zeroleak(config) if zeroleak else None
         self.branches = nn.ModuleList(
@@ -170,7 +184,9 @@ class Metal(AnomalyModel):
         return self.reconstruction_loss(reconstruction, target)  # type: ignore[no-any-return]
 
     def error_map(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Squared error summed over R, G, B (sec. 4.4), [B, S, S]."""
+        """Squared error summed over R, G, B (sec. 4.4), or GradientError; [B, S, S]."""
+        if self.gradient_error is not None:
+            return self.gradient_error(reconstruction, target)  # type: ignore[no-any-return]
         return (reconstruction - target).square().sum(dim=1)
 
     def forward(self, target: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from metal_edge.models.vit import TimmTokens, check_vit, shape_of, timm_name
 
 LITE0 = "efficientnet-lite0"
 VIT_BLOCKS = (7, 11)
+GRID = 16
 TOKEN_STRIDE = 16  # of the default grid: one token for 16 x 16 pixels
 DEEPEST_STRIDE = 32
 _SLICE = 1 << 14
@@ -45,7 +46,7 @@ class TokenConfig(ModelConfig):
         description="depths, shallow to deep: the backbone's stages (A+B: side by side), or a"
         " ViT's blocks (0-based)",
     )
-    grid: int = Field(default=16, ge=2, description="tokens per side")
+    grid: int = Field(default=GRID, ge=2, description="tokens per side")
     hidden: int = Field(
         default=256, ge=0, description="width inside a student; 0: mean of the two depths'"
     )

@@ -365,7 +365,7 @@ def test_no_broker(tmp_path: Path) -> None:
 def test_options_that_make_no_sense(parts: Path, tmp_path: Path, refuses: Refuses) -> None:
     train = ("train", parts, "-o", tmp_path / "run", *SHORT)
     assert "--epochs" in refuses(64, *train, "--epochs", 0)
-    assert "'products', 'textures'" in refuses(64, *train, "--preset", "x")
+    assert "'products', 'textures', 'fine'" in refuses(64, *train, "--preset", "x")
     assert "--nope" in refuses(64, *train, "--nope")
     assert "DATASET" in refuses(64, "train", "-o", tmp_path / "run")
     assert "No such command 'tarin'" in refuses(64, "tarin")

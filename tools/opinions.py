@@ -101,7 +101,7 @@ def fit_at(
     trial = load_trial(load_checked(root), plan, images)
     train(prepared, len(trial.train), training, world, lambda _: None)
     model = prepared.model
-    model.fit_errors(prepared.stored[: len(trial.train)])
+    model.fit_errors(prepared.stored)
     if not isinstance(model, MetalFeatures):
         raise SettingsError("the row metal-features is of another kind", "correct models.toml")
     return model.eval(), trial

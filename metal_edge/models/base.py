@@ -96,7 +96,7 @@ class AnomalyModel(nn.Module, ABC):
         """Adapts constants of the error map to the trained network's errors; default: none.
 
         Args:
-            stored: of the training images, after training.
+            stored: of training and validation images: after training, nothing watches any more.
         """
 
 

@@ -319,7 +319,7 @@ def train_run(
         sum(p.numel() for p in model.parameters()),
     )
     if stop is not Stop.INTERRUPTED:
-        model.fit_errors(prepared.stored[:boundary])
+        model.fit_errors(prepared.stored)
         expected = mean_error(model, prepared.stored[:boundary])
         model.expected_error.copy_(weighting_of(expected))
         _finish(run, trainer, record)

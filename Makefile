@@ -4,8 +4,9 @@
 # Two more measure the models, for hours; both go on where they were stopped:
 #   make results     docs/results.md anew (DATA=folder of sets SEEDS=3 MINUTES= MODELS=a,b SETS=a,b THREADS=2)
 #   make ablation    the paper's Table 3 on a set (DATA=folder SEEDS=3 MINUTES= MASK=zero BLOCKS=1 RECIPE=fast)
-# Two compare, in minutes, what a map can be made of (DATA=folder MINUTES= THREADS=2):
+# Three compare, in minutes, what a map can be made of (DATA=folder MINUTES= THREADS=2):
 #   make maps        error maps and image scores of the paper's network as it learns (MODEL=metal-paper)
+#   make synthetic   a head trained on synthetic defects beside the paper's network (HEAD_MINUTES=4)
 #   make opinions    context at several radii, students and memory, alone and multiplied (RADII=1,4)
 # All install what they need: system packages by apt (as root or through sudo), Python packages
 # into .venv, at the versions in constraints.txt.
@@ -18,10 +19,10 @@ SEEDS ?= 3
 THREADS ?= 2
 DOCS ?= docs
 
-.PHONY: help setup demo test check format clean results ablation maps opinions
+.PHONY: help setup demo test check format clean results ablation maps opinions synthetic
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
 
 setup: $(VENV)/.ready
 
@@ -59,6 +60,11 @@ ablation: setup
 maps: setup
 	$(BIN)/python -m tools.maps $(or $(DATA),$(error name a set: make maps DATA=folder)) \
 	  --threads $(THREADS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(MODEL),--model $(MODEL))
+
+synthetic: setup
+	$(BIN)/python -m tools.synthetic $(or $(DATA),$(error name a set: make synthetic DATA=folder)) \
+	  --threads $(THREADS) $(if $(MINUTES),--minutes $(MINUTES)) \
+	  $(if $(HEAD_MINUTES),--head-minutes $(HEAD_MINUTES))
 
 opinions: setup
 	$(BIN)/python -m tools.opinions $(or $(DATA),$(error name a set: make opinions DATA=folder)) \

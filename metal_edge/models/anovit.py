@@ -151,7 +151,7 @@ class AnoViT(AnomalyModel):
 
     def target(self, stored: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [-1, 1]."""
-        return stored.permute(0, 3, 1, 2).float() * (2.0 / 255.0) + -1.0
+        return stored.float().permute(0, 3, 1, 2) * (2.0 / 255.0) + -1.0
 
     def forward(self, target: Tensor) -> Tensor:
         """[B, 3, S, S] -> [B, 3, S, S] in (-1, 1)."""

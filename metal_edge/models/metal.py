@@ -177,7 +177,7 @@ class Metal(AnomalyModel):
 
     def target(self, stored: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [0, 1]."""
-        return stored.permute(0, 3, 1, 2).float() / 255.0
+        return stored.float().permute(0, 3, 1, 2) / 255.0
 
     def loss(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """L1 - SSIM, eq. 4."""

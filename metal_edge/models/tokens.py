@@ -169,7 +169,7 @@ class TokenModel(AnomalyModel):
 
     def precompute(self, images: Tensor) -> Tensor:
         """uint8 [B, S, S, 3] -> raw features [B, N, C], all depths at the token grid."""
-        x = images.permute(0, 3, 1, 2).float() * (2.0 / 255.0) + -1.0
+        x = images.float().permute(0, 3, 1, 2) * (2.0 / 255.0) + -1.0
         levels = [at_grid(level, self.config.grid) for level in self.backbone(x)]
         return torch.cat(levels, dim=1).flatten(2).mT
 

@@ -160,6 +160,17 @@ def bench(
     run_bench(bundles, frames, threads, batch, as_json)
 
 
+@app.command(epilog="Example: metal-edge inspect bottle.bundle --json")
+def inspect(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="folder made by `build-engine`")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a bundle is: graph, precision per layer, sizes, threshold, memory traffic."""
+    from metal_edge.cli.inspect import run_inspect
+
+    run_inspect(bundle, as_json)
+
+
 @app.command(epilog="Example: metal-edge doctor --config /etc/metal-edge/line1.toml")
 def doctor(
     config: Annotated[

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metal_edge.errors import MetalEdgeError
+from metal_edge.quantize.calibration import CalibrationMethod
 from metal_edge.quantize.fp16 import convert_fp16
-from metal_edge.quantize.int8 import quantize_int8
+from metal_edge.quantize.int8 import calibrate
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
 
@@ -77,13 +78,14 @@ def write_precision(
         destination.write_bytes(source.read_bytes())
         return {}
     if precision is EnginePrecision.INT8:
-        result = quantize_int8(source, destination, calibration)
+        calibrated = calibrate(source, calibration, CalibrationMethod.MINMAX)
+        layers = calibrated.write(destination, calibrated.groups)
         return {
-            "calibration_frames": result.frames,
-            "quantized_layers": result.quantized_layers,
+            "calibration_frames": len(calibration),
+            "quantized_layers": len(layers),
             "method": "min-max; activations uint8, weights int8 symmetric per channel",
         }
-    return {"fp32_islands": convert_fp16(source, destination)}
+    return {"fp32_islands": [i.as_dict() for i in convert_fp16(source, destination)]}
 
 
 def check_parity(

@@ -17,7 +17,7 @@ from metal_edge.export.precision import (
     check_parity,
     write_precision,
 )
-from metal_edge.quantize.int8 import linear_layers
+from metal_edge.quantize.layers import linear_layers
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,12 @@ def test_fp16_keeps_normalisation_softmax_and_error_map_in_fp32(
     notes = write_precision(fp32, path, EnginePrecision.FP16, frames)
     model = onnx.load(path)
     kinds = {n.name: n.op_type for n in model.graph.node}
-    kept = {kinds[name] for name in notes["fp32_islands"] if name in kinds}
+    islands = {island["group"]: island for island in notes["fp32_islands"]}
+    assert set(islands) >= {"pixel scaling", "normalisation", "softmax", "error map"}
+    assert all(island["reason"] for island in islands.values())
+    listed = [name for island in islands.values() for name in island["nodes"]]
+    assert len(listed) == len(set(listed)), "a node is in two groups"
+    kept = {kinds[name] for name in listed if name in kinds}
     assert {"LayerNormalization", "Softmax", "Sub", "ReduceMax"} <= kept
     halves = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16]
     assert len(halves) >= 15

@@ -149,15 +149,20 @@ def run(
 @app.command(epilog="Example: metal-edge bench bottle.bundle bottle-fp32.bundle --frames 200")
 def bench(
     bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="compared in one run")],
-    frames: Annotated[int, typer.Option(min=10, help="timed frames per bundle")] = 200,
+    frames: Annotated[int, typer.Option(min=10, help="timed calls per bundle and batch")] = 200,
     threads: ThreadsOption = 1,
-    batch: Annotated[int, typer.Option(min=1, help="images per call")] = 1,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, help="images per call; give it several times to compare", show_default="1"
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time bundles, taking turns: latency percentiles, throughput, ratios."""
+    """Time bundles, taking turns: latency percentiles, throughput, resident memory, ratios."""
     from metal_edge.cli.bench import run_bench
 
-    run_bench(bundles, frames, threads, batch, as_json)
+    run_bench(bundles, frames, threads, batch or [1], as_json)
 
 
 @app.command(epilog="Example: metal-edge inspect bottle.bundle --json")

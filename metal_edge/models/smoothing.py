@@ -96,10 +96,3 @@ class Smoothing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., source, source] -> [..., size, size]."""
         return self.matrix @ x @ self.transposed
-
-
-class GaussianSmoothing(Smoothing):
-    """`Smoothing` by a Gaussian of `sigma` pixels of the result, whose side is `size`."""
-
-    def __init__(self, size: int, sigma: float, source: int | None = None) -> None:
-        super().__init__(smoothing_matrix(size, sigma), source)

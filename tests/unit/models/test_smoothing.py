@@ -9,13 +9,13 @@ from scipy.ndimage import gaussian_filter
 
 from metal_edge.models.metal import Metal, MetalConfig
 from metal_edge.models.scoring import AnomalyScorer
-from metal_edge.models.smoothing import GaussianSmoothing, valid_matrix
+from metal_edge.models.smoothing import Smoothing, smoothing_matrix, valid_matrix
 
 
 @pytest.mark.parametrize(("size", "sigma"), [(32, 1.0), (32, 4.0), (20, 6.0), (128, 4.0)])
 def test_smoothing_is_scipys_gaussian_filter(size: int, sigma: float) -> None:
     image = np.random.default_rng(0).random((size, size)).astype(np.float32)
-    got = GaussianSmoothing(size, sigma)(torch.from_numpy(image)).numpy()
+    got = Smoothing(smoothing_matrix(size, sigma))(torch.from_numpy(image)).numpy()
     np.testing.assert_allclose(got, gaussian_filter(image, sigma), atol=2e-6)
 
 

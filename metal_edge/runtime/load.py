@@ -10,22 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metal_edge.bundle import Bundle
-from metal_edge.errors import BundleError, UnavailableError
+from metal_edge.errors import BundleError
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from metal_edge.runtime.tensorrt_load import load_tensorrt_runner
 
 
 def load_runner(bundle: Bundle, threads: int = 1) -> Runner:
     """The runner that the bundle's manifest asks for.
 
     Raises:
-        UnavailableError: this machine lacks the back end.
+        UnavailableError: this machine lacks the back end, or has no plan for this bundle.
     """
     if bundle.manifest.backend == "tensorrt":
-        raise UnavailableError(
-            f"{bundle.path} holds a TensorRT plan, which this version cannot run",
-            "build it with `metal-edge build-engine --backend onnxruntime`",
-        )
+        return load_tensorrt_runner(bundle)
     return OnnxRuntimeRunner(bundle.model_path, threads)
 
 

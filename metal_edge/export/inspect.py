@@ -60,9 +60,9 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
 def reasons_of(provenance: object, names: set[str]) -> dict[str, str]:
     """Which nodes the manifest speaks of, and what it says of them.
 
-    Understood anywhere in the provenance: a list of node names (the reason is the list's own
-    key), an object {node: reason}, and a list of objects with `node`, `name` or `layer` beside
-    `reason`.
+    Understood anywhere in the provenance: objects with a `reason` beside `nodes` or `layers` (a
+    list) or `node`, `name` or `layer` (one), an object {node: reason}, and a bare list of names,
+    whose reason is its own key.
 
     Args:
         names: nodes of the graph; everything else in the provenance is passed over.
@@ -72,9 +72,12 @@ def reasons_of(provenance: object, names: set[str]) -> dict[str, str]:
 
 def _spoken(value: object, key: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
-        node = next((value[k] for k in ("node", "name", "layer") if k in value), None)
-        if isinstance(node, str) and isinstance(value.get("reason"), str):
-            yield node, value["reason"]
+        reason = value.get("reason")
+        named = [value[k] for k in ("nodes", "layers", "node", "name", "layer") if k in value]
+        if isinstance(reason, str) and named:
+            nodes = named[0] if isinstance(named[0], list) else [named[0]]
+            yield from ((node, reason) for node in nodes if isinstance(node, str))
+            return
         for name, inner in value.items():
             if isinstance(inner, str):
                 yield name, inner

@@ -68,6 +68,7 @@ def test_reasons_in_whatever_shape_the_manifest_gives_them() -> None:
             "fp32_islands": ["Softmax_1", "Elsewhere"],
             "kept": {"Gemm_2": "overflows in FP16"},
             "sweep": [{"layer": "Conv_3", "reason": "costs 0.004 AUROC", "loss": 0.004}],
+            "islands": [{"group": "sums", "reason": "overflow", "nodes": ["Add_4", "Add_5"]}],
             "parity": {"images": 3},
         },
     }
@@ -76,6 +77,7 @@ def test_reasons_in_whatever_shape_the_manifest_gives_them() -> None:
         "Softmax_1": "fp32 islands",
         "Gemm_2": "overflows in FP16",
         "Conv_3": "costs 0.004 AUROC",
+        "Add_4": "overflow",
     }
 
 

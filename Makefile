@@ -8,6 +8,8 @@
 #   make maps        error maps and image scores of the paper's network as it learns (MODEL=metal-paper)
 #   make synthetic   a head trained on synthetic defects beside the paper's network (HEAD_MINUTES=4)
 #   make opinions    context at several radii, students and memory, alone and multiplied (RADII=1,4)
+# And one the promises of speed, size and start-up, in minutes, on an idle machine:
+#   make bench       bar, measured, reached or missed (RUN=folder MINUTES=1 TURNS=100 WRITE=1 for the docs)
 # All install what they need: system packages by apt (as root or through sudo), Python packages
 # into .venv, at the versions in constraints.txt.
 
@@ -19,10 +21,10 @@ SEEDS ?= 3
 THREADS ?= 2
 DOCS ?= docs
 
-.PHONY: help setup demo test check format clean results ablation maps opinions synthetic
+.PHONY: help setup demo test check format clean results ablation maps opinions synthetic bench
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -14
 
 setup: $(VENV)/.ready
 
@@ -69,6 +71,11 @@ synthetic: setup
 opinions: setup
 	$(BIN)/python -m tools.opinions $(or $(DATA),$(error name a set: make opinions DATA=folder)) \
 	  --threads $(THREADS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RADII),--radii $(RADII))
+
+bench: setup
+	BENCH_COMMAND='make bench $(strip $(MAKEOVERRIDES))' $(BIN)/python -m tools.bench \
+	  $(if $(RUN),--run $(RUN)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(TURNS),--turns $(TURNS)) \
+	  $(if $(WRITE),--docs $(DOCS))
 
 clean:
 	rm -rf build $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -57,7 +57,7 @@ def bench(  # noqa: PLR0917  (the command's options)
         else:
             from tools.bench.run import measure  # noqa: PLC0415
 
-            found = measure(out, run, minutes, turns, starts, world)
+            found = measure(out, run, world, minutes=minutes, turns=turns, starts=starts)
             content, text = lines.as_markdown(found), lines.as_text(found)
         facts = page.circumstances(machine(), world.utc(), command)
     say_result(f"{text}\n\n{facts}")

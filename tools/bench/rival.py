@@ -56,6 +56,7 @@ def _detection(case: Case, runner: Runner, hooks: Hooks) -> Detection:
             size.width,
             size.height,
             size.crop,
+            threshold=None,
             progress=hooks.counted(advance),
         )
     if result.image_auroc is None or result.pixel_auroc is None:

@@ -18,7 +18,7 @@ from tools.results.fit import Hooks
 
 
 def measure(
-    folder: Path, run: Path | None, minutes: float, turns: int, starts: int, hooks: Hooks
+    folder: Path, run: Path | None, hooks: Hooks, *, minutes: float, turns: int, starts: int
 ) -> list[Line]:
     """Every promise, measured.
 
@@ -45,9 +45,9 @@ def _networks(case: Case, folder: Path, turns: int, hooks: Hooks) -> list[Line]:
             case,
             model,
             None if rival is None else rival.onnx,
-            turns,
             hooks.seconds,
-            lambda done: step(done, turns),
+            turns=turns,
+            on_turn=lambda done: step(done, turns),
         )
     sizes = {name: b.manifest.files["model.onnx"].size for name, b in case.bundles.items()}
     vnni = has_vnni(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"))

@@ -44,8 +44,9 @@ def time_networks(
     case: Case,
     model: AnomalyModel,
     rival: Path | None,
-    turns: int,
     seconds: Callable[[], float],
+    *,
+    turns: int,
     on_turn: Callable[[int], None],
 ) -> Mapping[str, NDArray[np.float64]]:
     """Milliseconds per turn of every contender, one frame each.

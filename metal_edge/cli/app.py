@@ -14,6 +14,7 @@ import typer
 
 from metal_edge import __version__
 from metal_edge.cli.choices import (
+    AttentionName,
     BackendName,
     DataOption,
     JsonOption,
@@ -115,11 +116,11 @@ def export(
     epilog="Example: metal-edge build-engine runs/bottle --precision int8 -o bottle.bundle"
 )
 def build_engine(
-    run: RunPath,
+    source: RunOrBundle,
     out: Annotated[Path, typer.Option("-o", "--out", help="bundle folder to write")],
-    precision: Annotated[PrecisionName, typer.Option(help="arithmetic of the network")] = (
-        PrecisionName.FP16
-    ),
+    precision: Annotated[
+        PrecisionName, typer.Option(help="arithmetic of the network; a bundle keeps its own")
+    ] = PrecisionName.FP16,
     backend: Annotated[
         BackendName, typer.Option(help="auto: TensorRT where it is present, else ONNX Runtime")
     ] = BackendName.AUTO,
@@ -127,12 +128,32 @@ def build_engine(
     images: Annotated[
         Path | None, typer.Option("--images", help="further good images for the threshold")
     ] = None,
+    attention: Annotated[
+        AttentionName, typer.Option(help="TensorRT: whose attention; no plugin exists yet")
+    ] = AttentionName.AUTO,
+    workspace: Annotated[
+        int | None,
+        typer.Option("--workspace", min=1, metavar="MIB", help="TensorRT: scratch memory at most"),
+    ] = None,
+    timing_cache: Annotated[
+        Path | None,
+        typer.Option("--timing-cache", help="TensorRT: measured kernel times, read and written"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build the deployable bundle: precision in the graph, threshold, golden images, hashes."""
+    """Build the deployable bundle: precision in the graph, threshold, golden images, hashes.
+
+    For TensorRT also the plan for this machine, from a run or from a bundle.
+    """
+    from metal_edge.cli.engine import PlanOptions, is_bundle, run_rebuild
+
+    options = PlanOptions(attention.value, workspace, timing_cache)
+    if is_bundle(source):
+        run_rebuild(source, out, backend.value, rate, images, options, as_json)
+        return
     from metal_edge.cli.build import run_build_engine
 
-    run_build_engine(run, out, precision.value, backend.value, rate, images, as_json)
+    run_build_engine(source, out, precision.value, backend.value, rate, images, options, as_json)
 
 
 @app.command(epilog="Example: metal-edge run --config /etc/metal-edge/line1.toml")

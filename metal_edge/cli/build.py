@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from metal_edge.cli.console import print_json, say, say_result
 from metal_edge.cli.destination import bundle_folder, check_onnx_file
+from metal_edge.cli.engine import PlanOptions, Rebuilt, rebuild
 from metal_edge.cli.workflow import (
     Built,
+    OpenRun,
     build_bundle,
     calibrate_run,
     ensure_onnx,
@@ -48,21 +52,45 @@ def run_build_engine(
     backend: str,
     rate: float | None,
     images: Path | None,
+    options: PlanOptions,
     as_json: bool,
 ) -> None:
     """Builds the bundle for the back end of this machine."""
     choice = choose_backend(backend)
+    options.check(choice.backend)
     folder = bundle_folder(out)
     opened = open_run(run)
     say(choice.reason)
     remembered = saved_threshold(opened)
     if rate is None and remembered is not None:
         rate = remembered.false_reject_rate
-    built = build_bundle(opened, folder, EnginePrecision(precision), rate, images)
-    if as_json:
-        print_json(_summary(built))
+    wanted = EnginePrecision(precision)
+    if choice.backend == "tensorrt":
+        built, rebuilt = _build_for_tensorrt(opened, folder, wanted, rate, images, options)
+        plan, words = rebuilt.as_dict(), f"\n{rebuilt.sentence()}"
     else:
-        say_result(_sentence(built))
+        built = build_bundle(opened, folder, wanted, rate, images)
+        plan, words = {}, ""
+    if as_json:
+        print_json(_summary(built) | plan)
+    else:
+        say_result(_sentence(built) + words)
+
+
+def _build_for_tensorrt(
+    run: OpenRun,
+    folder: Path,
+    precision: EnginePrecision,
+    rate: float | None,
+    images: Path | None,
+    options: PlanOptions,
+) -> tuple[Built, Rebuilt]:
+    """A bundle that ONNX Runtime has proven, then its plan, then the bundle that asks for it."""
+    with TemporaryDirectory(dir=run.path, prefix=".bundle-") as staging:
+        portable = Path(staging) / "portable"
+        built = build_bundle(run, portable, precision, rate, images, "tensorrt")
+        rebuilt = rebuild(built.bundle, folder, "tensorrt", options)
+    return replace(built, bundle=rebuilt.bundle), rebuilt
 
 
 def _summary(built: Built) -> dict[str, object]:

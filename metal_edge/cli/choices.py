@@ -25,6 +25,14 @@ class BackendName(StrEnum):
     TENSORRT = "tensorrt"
 
 
+class AttentionName(StrEnum):
+    """Choices of --attention."""
+
+    AUTO = "auto"
+    PLUGIN = "plugin"
+    NATIVE = "native"
+
+
 class ModelName(StrEnum):
     """Choices of --model."""
 

@@ -19,8 +19,8 @@ from metal_edge.cli.console import print_json, say_result
 from metal_edge.daemon.cameras import create_camera
 from metal_edge.daemon.clock import SystemClock, read_clock_state
 from metal_edge.errors import ExitCode, MetalEdgeError
-from metal_edge.export.engine import missing_for_tensorrt
 from metal_edge.runtime.load import check_golden, load_runner
+from metal_edge.runtime.tensorrt_load import missing_for_tensorrt
 from metal_edge.settings import LineSettings, load_settings
 
 MIN_FREE_GIB = 1.0
@@ -100,7 +100,10 @@ def _training() -> Finding:
 
 
 def _tensorrt() -> Finding:
-    return Finding(Level.NOTE, "tensorrt", f"{missing_for_tensorrt()}; bundles run on ONNX Runtime")
+    missing = missing_for_tensorrt()
+    if missing is None:
+        return Finding(Level.OK, "tensorrt", "a GPU, tensorrt and CUDA for Python are there")
+    return Finding(Level.NOTE, "tensorrt", f"{missing}; bundles run on ONNX Runtime")
 
 
 def _mosquitto() -> Finding:

@@ -22,6 +22,7 @@ from metal_edge.export.build import BundleParts, write_bundle
 from metal_edge.export.onnx_model import check_parity as check_export
 from metal_edge.export.onnx_model import onnx_from_model, probe_images
 from metal_edge.export.precision import EnginePrecision, check_parity, write_precision
+from metal_edge.export.tensorrt_int8 import int8_for_tensorrt
 from metal_edge.files import atomic_file, write_text
 from metal_edge.imaging import image_info
 from metal_edge.models.checkpoint import load_checkpoint
@@ -240,6 +241,7 @@ def build_bundle(
     precision: EnginePrecision,
     rate: float | None,
     extra: Path | None = None,
+    backend: str = "onnxruntime",
 ) -> Built:
     """Run -> FP32 ONNX -> precision -> parity -> threshold on the final graph -> bundle."""
     source = ensure_onnx(run)
@@ -249,6 +251,8 @@ def build_bundle(
         frames = run.load(_spread(split.train, CALIBRATION_FRAMES), "reading calibration frames")
         say(f"writing {precision} into the graph ...")
         notes = write_precision(source, staged, precision, frames)
+        if backend == "tensorrt" and precision is EnginePrecision.INT8:
+            notes |= int8_for_tensorrt(source, staged)
         held_out = run.load(split.calibration, "reading held-out good images")
         parity = check_parity(source, staged, precision, held_out)
         with OnnxRuntimeRunner(staged) as runner:

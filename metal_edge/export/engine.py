@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
 from metal_edge.errors import UnavailableError
-
-_GPU_NODES = ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/nvgpu/igpu0/channel")
+from metal_edge.runtime.tensorrt_load import missing_for_tensorrt
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +25,9 @@ def choose_backend(wanted: str) -> BackendChoice:
     if wanted == "onnxruntime":
         return BackendChoice("onnxruntime", "building for ONNX Runtime, as asked")
     missing = missing_for_tensorrt()
+    if missing is None:
+        how = "as asked" if wanted == "tensorrt" else "which this machine has"
+        return BackendChoice("tensorrt", f"building for TensorRT, {how}")
     if wanted == "tensorrt":
         raise UnavailableError(
             f"--backend tensorrt cannot be built here: {missing}",
@@ -36,10 +36,14 @@ def choose_backend(wanted: str) -> BackendChoice:
     return BackendChoice("onnxruntime", f"{missing}: building the bundle for ONNX Runtime")
 
 
-def missing_for_tensorrt() -> str:
-    """What keeps this machine from building a TensorRT plan, in a few words."""
-    if not any(Path(node).exists() for node in _GPU_NODES):
-        return "no NVIDIA GPU found"
-    if importlib.util.find_spec("tensorrt") is None:
-        return "the tensorrt Python package is not installed"
-    return "this version does not build TensorRT plans yet"
+def check_attention(wanted: str) -> None:
+    """Accepts `auto | native`: TensorRT fuses attention itself, and there is nothing else yet.
+
+    Raises:
+        UnavailableError: the plugin was asked for.
+    """
+    if wanted == "plugin":
+        raise UnavailableError(
+            "--attention plugin: this version has no TensorRT plugin",
+            "use --attention auto or native",
+        )

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,6 +190,16 @@ def write_plan(root: Path, manifest: PlanManifest, content: bytes, log: str) -> 
     destination = root / manifest.key.folder
     write_folder(destination, fill)
     return destination
+
+
+def discard_plan(folder: Path) -> None:
+    """Removes a plan that failed its golden images, so that the next build does not find it."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def timing_cache_path(root: Path, key: PlanKey) -> Path:
+    """Where builds for this machine keep measured kernel times if nobody says otherwise."""
+    return root / f"{re.sub(r'[^A-Za-z0-9.]+', '-', key.machine).strip('-')}.timing"
 
 
 def _read_manifest(folder: Path) -> PlanManifest:

@@ -1,0 +1,139 @@
+"""The same model for another back end: TensorRT's plan from a bundle, and the bundle that asks
+for it.
+
+The bundle stays portable. It holds the ONNX file, threshold and golden images; the plan lies in
+the machine's cache (`runtime.plan_cache`), where a daemon finds it or refuses to start. A bundle
+is only written when its golden images, whose scores ONNX Runtime gave, pass on what was built.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from metal_edge.bundle import Bundle, write_manifest
+from metal_edge.errors import BundleError, MetalEdgeError, UnavailableError
+from metal_edge.export.tensorrt_builder import BuildLog, BuildOptions, build_plan
+from metal_edge.files import write_folder, write_text
+from metal_edge.runtime.cuda_memory import open_cuda
+from metal_edge.runtime.load import GoldenResult, check_golden, load_runner
+from metal_edge.runtime.plan_cache import (
+    CachedPlan,
+    PlanKey,
+    describe_plan,
+    discard_plan,
+    read_plan,
+    timing_cache_path,
+    write_plan,
+)
+from metal_edge.runtime.tensorrt_engine import import_tensorrt
+from metal_edge.runtime.tensorrt_load import key_of, machine_roots
+
+Backend = Literal["onnxruntime", "tensorrt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The plan of a bundle on this machine. `fresh` if it was built just now."""
+
+    cached: CachedPlan
+    fresh: bool
+
+
+def ensure_plan(
+    bundle: Bundle,
+    options: BuildOptions,
+    log: BuildLog,
+    say: Callable[[str], None],
+    clock: Callable[[], datetime],
+) -> Plan:
+    """The plan of this bundle for this GPU and TensorRT version, built unless it is there intact.
+
+    Raises:
+        UnavailableError: TensorRT or the GPU cannot be used, or TensorRT cannot build it.
+        DataError: TensorRT cannot parse the bundle's ONNX file.
+        OutputError: the cache cannot be written.
+    """
+    trt, roots = import_tensorrt(), machine_roots()
+    with ExitStack() as stack:
+        cuda = open_cuda()
+        stack.callback(cuda.close)
+        key = key_of(bundle, trt, cuda)
+        try:
+            return Plan(read_plan(roots, key), fresh=False)
+        except UnavailableError as reason:
+            say(f"{reason.what}: building it, which can take minutes ...")
+        stack.enter_context(cuda.current())
+        file = options.timing_cache or timing_cache_path(roots[0], key)
+        options = replace(options, timing_cache=file)
+        _build(trt, bundle, key, roots[0], options=options, log=log, clock=clock)
+        return Plan(read_plan(roots, key), fresh=True)
+
+
+def _build(
+    trt: Any,
+    bundle: Bundle,
+    key: PlanKey,
+    root: Path,
+    *,
+    options: BuildOptions,
+    log: BuildLog,
+    clock: Callable[[], datetime],
+) -> None:
+    failed = root / f"{key.folder}.failed.log"
+    began = clock()
+    try:
+        content = build_plan(trt, bundle.model_path, options, log)
+    except MetalEdgeError as error:
+        write_text(failed, log.text)
+        raise type(error)(error.what, f"{error.remedy}; all its words: {failed}") from error
+    ended = clock()
+    build = {
+        "precision": bundle.manifest.precision,
+        "attention": "native",
+        "workspace_mib": options.workspace_mib,
+        "seconds": round((ended - began).total_seconds(), 1),
+    }
+    manifest = describe_plan(key, content, ended.isoformat(timespec="seconds"), build)
+    write_plan(root, manifest, content, log.text)
+    failed.unlink(missing_ok=True)
+
+
+def rewrite_bundle(
+    source: Bundle, destination: Path, backend: Backend, plan: Plan | None = None
+) -> tuple[Bundle, GoldenResult]:
+    """Writes `source` again, for `backend`; nothing else of it changes.
+
+    Args:
+        source: a verified bundle; may lie at `destination`.
+        destination: folder to write.
+        backend: what shall run it. For TensorRT, `ensure_plan` comes first.
+        plan: what `ensure_plan` gave; thrown away if the golden images fail on it.
+
+    Raises:
+        BundleError: the golden images fail on this back end; `destination` stays as it was.
+        OutputError: the place cannot be written; likewise.
+    """
+    results: list[GoldenResult] = []
+
+    def fill(folder: Path) -> None:
+        for name in source.manifest.files:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source.path / name, folder / name)
+        write_manifest(folder, source.manifest.model_copy(update={"backend": backend}))
+        written = Bundle.open(folder)
+        with load_runner(written) as runner:
+            results.append(check_golden(written, runner))
+
+    try:
+        write_folder(destination, fill)
+    except BundleError:
+        if plan is not None:
+            discard_plan(plan.cached.folder)
+        raise
+    return Bundle.open(destination), results[0]

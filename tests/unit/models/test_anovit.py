@@ -15,7 +15,7 @@ from metal_edge.export.onnx_model import check_parity, onnx_from_model, probe_im
 from metal_edge.models.anovit import AnoViT, AnoViTConfig, Decoder
 from metal_edge.models.checkpoint import load_checkpoint, save_checkpoint
 from metal_edge.models.vit import TimmTokens
-from metal_edge.quantize.int8 import linear_layers
+from metal_edge.quantize.layers import linear_layers
 
 VIT = "timm:test_vit"  # timm's own tiny network for tests: 6 blocks of width 64, patch 16
 

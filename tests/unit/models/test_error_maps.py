@@ -16,7 +16,7 @@ from torch import Tensor
 from metal_edge.export.onnx_model import check_parity, onnx_from_model, probe_images, save_model
 from metal_edge.models.error_maps import GradientError, slope
 from metal_edge.models.metal import ErrorKind, Metal, MetalConfig
-from metal_edge.quantize.int8 import linear_layers, nodes_after_reconstruction
+from metal_edge.quantize.layers import linear_layers, nodes_after_reconstruction
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from metal_edge.models.backbone import (
 from metal_edge.models.features import MetalFeatures, MetalFeaturesConfig, allowed_tokens
 from metal_edge.models.memory import TokenMemory
 from metal_edge.models.whitening import Moments, Whitening
-from metal_edge.quantize.int8 import convolution_nodes
+from metal_edge.quantize.layers import convolution_nodes
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
 

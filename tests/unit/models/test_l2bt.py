@@ -20,7 +20,7 @@ from metal_edge.models.l2bt import L2BT, L2BTConfig
 from metal_edge.models.scoring import AnomalyScorer
 from metal_edge.models.smoothing import box_matrix
 from metal_edge.models.tokens import student
-from metal_edge.quantize.int8 import linear_layers
+from metal_edge.quantize.layers import linear_layers
 
 VIT = "timm:test_vit"  # timm's own tiny network for tests: 6 blocks of width 64, patch 16
 

@@ -20,6 +20,7 @@ from metal_edge.errors import MetalEdgeError
 from metal_edge.settings import StationSettings
 
 LIMIT_S = 30.0
+_LOOK_S = 0.2  # how often a daemon that has not decided is looked after
 PART = "part-1"
 HEAVY = ("torch", "onnx", "sklearn", "safetensors", "tensorrt")
 _IMPORT = f"""
@@ -60,7 +61,7 @@ def time_start(bundle: Bundle, picture: Path, folder: Path, seconds: Callable[[]
             begun = seconds()
             daemon = subprocess.Popen(command, stdout=output, stderr=output, cwd=folder)
         try:
-            decided = plc.wait(LIMIT_S)
+            decided = _wait(plc, daemon, log, seconds)
         finally:
             daemon.terminate()
             try:
@@ -69,9 +70,23 @@ def time_start(bundle: Bundle, picture: Path, folder: Path, seconds: Callable[[]
                 daemon.kill()
                 daemon.wait()
             plc.close()
-    if decided is None:
-        raise MetalEdgeError(f"the daemon did not decide within {LIMIT_S:g} s", f"see {log}")
     return decided - begun
+
+
+def _wait(
+    plc: _Plc, daemon: subprocess.Popen[bytes], log: Path, seconds: Callable[[], float]
+) -> float:
+    """When the decision came; a daemon that ends is not waited for."""
+    end = seconds() + LIMIT_S
+    while seconds() < end:
+        decided = plc.wait(_LOOK_S)
+        if decided is not None:
+            return decided
+        if daemon.poll() is not None:
+            raise MetalEdgeError(
+                f"the daemon ended with exit code {daemon.returncode}", f"see {log}"
+            )
+    raise MetalEdgeError(f"the daemon did not decide within {LIMIT_S:g} s", f"see {log}")
 
 
 def _settings(bundle: Bundle, port: int) -> str:

@@ -21,7 +21,7 @@ SEEDS ?= 3
 THREADS ?= 2
 DOCS ?= docs
 
-.PHONY: help setup demo test check format clean results ablation maps opinions synthetic bench
+.PHONY: device-check help setup demo test check format clean results ablation maps opinions synthetic bench
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -14
@@ -79,3 +79,6 @@ bench: setup
 
 clean:
 	rm -rf build $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+device-check: setup
+	$(BIN)/python -m tools.device $(if $(RUN),--run $(RUN))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+
 from support.fake_cuda import FakeCuda
 
 MARK = b"FAKE PLAN "

@@ -166,7 +166,7 @@ def test_a_tensor_with_two_readers_is_read_twice(tmp_path: Path) -> None:
 
 
 def test_gemm_and_matmul(tmp_path: Path) -> None:
-    """[1, 192] x [192, 5] (Gemm), then [5, 1]-transposed x [5, 64] (Gemm with transA), to a map."""
+    """[1, 192] x [192, 5], [5, 1] and [64, 5] both transposed, [1, 64] x [64, 64], to a map."""
     constants = {
         **CONSTANTS,
         "flat": np.array([-1, 192]),
@@ -179,7 +179,8 @@ def test_gemm_and_matmul(tmp_path: Path) -> None:
         helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["float", "flat"], ["row"]),
         helper.make_node("Gemm", ["row", "w"], ["five"], name="plain"),
-        helper.make_node("Gemm", ["five", "turned"], ["many"], name="turned", transB=1),
+        helper.make_node("Transpose", ["five"], ["column"], perm=[1, 0]),
+        helper.make_node("Gemm", ["column", "turned"], ["many"], name="turned", transA=1, transB=1),
         helper.make_node("MatMul", ["many", "m"], ["again"], name="product"),
         helper.make_node("Reshape", ["again", "back"], ["out"]),
         *tail("out"),

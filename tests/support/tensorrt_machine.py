@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metal_edge.export import tensorrt_bundle
+from metal_edge.export import engine, tensorrt_bundle
 from metal_edge.runtime import tensorrt_load
 from support.fake_cuda import FakeCuda
 from support.fake_tensorrt import FakeTensorRt
@@ -21,7 +21,8 @@ class Machine:
         self.gpu = FakeCuda.gpu
         self.trt = FakeTensorRt(lambda: self.cudas[-1])
         monkeypatch.setenv("METAL_EDGE_PLANS", str(plans))
-        monkeypatch.setattr(tensorrt_load, "missing_for_tensorrt", lambda: None)
+        for module in (tensorrt_load, engine):
+            monkeypatch.setattr(module, "missing_for_tensorrt", lambda: None)
         for module in (tensorrt_load, tensorrt_bundle):
             monkeypatch.setattr(module, "import_tensorrt", lambda: self.trt)
             monkeypatch.setattr(module, "open_cuda", self._open)

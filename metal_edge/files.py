@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,6 +75,35 @@ def write_folder(destination: Path, fill: Callable[[Path], None]) -> None:
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 old.rename(destination)
+
+
+def remove_leftovers(destination: Path) -> None:
+    """Cleans up beside `destination` what `write_folder` left when its process was killed.
+
+    An older result that was moved aside, and not yet replaced, goes back to its place. What
+    belongs to a process that lives is left alone, even if that number now means another one.
+    """
+    mark = re.compile(re.escape(f".{destination.name}.") + r"(\d+)\.(partial|old)")
+    if not destination.parent.is_dir():
+        return
+    for path in sorted(destination.parent.iterdir()):
+        found = mark.fullmatch(path.name)
+        if found is None or not path.is_dir() or path.is_symlink() or _lives(int(found[1])):
+            continue
+        if found[2] == "old" and not destination.exists():
+            path.rename(destination)
+        else:
+            shutil.rmtree(path)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks only
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _sync(file: Path) -> None:

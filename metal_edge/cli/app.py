@@ -16,12 +16,18 @@ from metal_edge import __version__
 from metal_edge.cli.choices import (
     AttentionName,
     BackendName,
+    BudgetOption,
+    CalibrationImagesOption,
+    CalibrationName,
+    CalibrationOption,
+    CalibrationRecordOption,
     DataOption,
     JsonOption,
     PrecisionName,
     RateOption,
     RunOrBundle,
     RunPath,
+    SweepOption,
     ThreadsOption,
 )
 from metal_edge.cli.console import say
@@ -105,11 +111,15 @@ def calibrate(
 def export(
     run: RunPath,
     out: Annotated[Path, typer.Option("-o", "--out", help="ONNX file to write")],
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="images per call, fixed in the graph; default: any"),
+    ] = None,
 ) -> None:
     """Write the FP32 ONNX graph (pre- and postprocessing inside), compared with the checkpoint."""
     from metal_edge.cli.build import run_export
 
-    run_export(run, out)
+    run_export(run, out, batch)
 
 
 @app.command(
@@ -139,6 +149,11 @@ def build_engine(
         Path | None,
         typer.Option("--timing-cache", help="TensorRT: measured kernel times, read and written"),
     ] = None,
+    calibration: CalibrationOption = CalibrationName.MINMAX,
+    calibration_images: CalibrationImagesOption = None,
+    calibration_record: CalibrationRecordOption = None,
+    accuracy_budget: BudgetOption = 0.002,
+    sweep: SweepOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Build the deployable bundle: precision in the graph, threshold, golden images, hashes.
@@ -151,9 +166,14 @@ def build_engine(
     if is_bundle(source):
         run_rebuild(source, out, backend.value, rate, images, options, as_json)
         return
-    from metal_edge.cli.build import run_build_engine
+    from metal_edge.cli.build import Int8Wish, run_build_engine
 
-    run_build_engine(source, out, precision.value, backend.value, rate, images, options, as_json)
+    int8 = Int8Wish(
+        calibration.value, calibration_images, calibration_record, accuracy_budget, sweep
+    )
+    run_build_engine(
+        source, out, precision.value, backend.value, rate, images, options, as_json, int8
+    )
 
 
 @app.command(epilog="Example: metal-edge run --config /etc/metal-edge/line1.toml")

@@ -17,6 +17,14 @@ class PrecisionName(StrEnum):
     INT8 = "int8"
 
 
+class CalibrationName(StrEnum):
+    """Choices of --calibration."""
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    ENTROPY = "entropy"
+
+
 class BackendName(StrEnum):
     """Choices of --backend."""
 
@@ -114,3 +122,43 @@ RateOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="ONNX Runtime threads")]
+CalibrationOption = Annotated[
+    CalibrationName,
+    typer.Option(
+        "--calibration",
+        help="INT8: how much of the values seen a scale covers; all of them, all but 0.01 %, or"
+        " what keeps most of their distribution",
+    ),
+]
+CalibrationImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration-images",
+        help="INT8: folder of good images to calibrate on; default: 64 of the training images",
+    ),
+]
+CalibrationRecordOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration-record",
+        metavar="DIR",
+        help="INT8: folder, e.g. calibration/line1, for a record to review: frames by SHA-256"
+        " and why, scales, sweep, accuracy; no images",
+    ),
+]
+BudgetOption = Annotated[
+    float,
+    typer.Option(
+        "--accuracy-budget",
+        metavar="LOSS",
+        help="INT8: image and pixel AUROC that may be lost where there are labels; blocks that"
+        " cost more stay FP32",
+    ),
+]
+SweepOption = Annotated[
+    bool,
+    typer.Option(
+        "--sweep/--no-sweep",
+        help="INT8: try each block alone, about a minute; without, all are INT8",
+    ),
+]

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-import metal_edge
-from metal_edge.bundle import Bundle, Thresholds, sha256_of
+from metal_edge.bundle import Thresholds, sha256_of
 from metal_edge.cli.console import progress, say
-from metal_edge.data import Dataset, Sample, load_dataset, load_images, resolve_split
+from metal_edge.data import Sample, load_dataset, load_images, resolve_split
 from metal_edge.domain import Preprocess
 from metal_edge.errors import DataError, MissingInputError, SettingsError
 from metal_edge.evaluation.thresholds import ConformalThreshold, choose_rate, conformal_threshold
-from metal_edge.export.build import BundleParts, write_bundle
 from metal_edge.export.onnx_model import check_parity as check_export
 from metal_edge.export.onnx_model import onnx_from_model, probe_images
-from metal_edge.export.precision import EnginePrecision, check_parity, write_precision
-from metal_edge.export.tensorrt_int8 import int8_for_tensorrt
 from metal_edge.files import atomic_file, write_text
 from metal_edge.imaging import image_info
 from metal_edge.models.checkpoint import load_checkpoint
 from metal_edge.runtime.base import Runner
-from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from metal_edge.training.run import (
     CHECKPOINT,
     RECORD,
@@ -36,11 +30,10 @@ from metal_edge.training.run import (
     read_record,
 )
 
+ItemT = TypeVar("ItemT")
+
 ONNX = "model.onnx"
 THRESHOLDS = "thresholds.json"
-GOLDEN_GOOD = 6
-GOLDEN_BAD = 4
-CALIBRATION_FRAMES = 64
 
 
 @dataclass(frozen=True)
@@ -113,15 +106,19 @@ def ensure_onnx(run: OpenRun) -> Path:
     return path
 
 
-def export_run(run: OpenRun, path: Path) -> float:
-    """Writes the FP32 graph of a run to `path`; returns the parity figure."""
+def export_run(run: OpenRun, path: Path, batch: int | None = None) -> float:
+    """Writes the FP32 graph of a run to `path`; returns the parity figure.
+
+    Args:
+        batch: fixed in the graph; None leaves it free.
+    """
     say("exporting the checkpoint to ONNX (FP32) ...")
     model, _ = load_checkpoint(run.path / CHECKPOINT)
     held_out = run.load(run.held_out()[:4], "reading held-out images")
     images = np.concatenate([probe_images(run.preprocess.width), held_out])
     with atomic_file(path) as staged:  # becomes `path` only when it agrees
-        staged.write_bytes(onnx_from_model(model).SerializeToString())
-        return check_export(model, staged, images)
+        staged.write_bytes(onnx_from_model(model, batch).SerializeToString())
+        return check_export(model, staged, images, batch or 1)
 
 
 def score(runner: Runner, images: NDArray[np.uint8], title: str) -> NDArray[np.float64]:
@@ -148,7 +145,7 @@ def calibrate_run(
     """
     samples = run.held_out()
     if extra is not None:
-        samples = (*samples, *_unseen(run, extra))
+        samples = (*samples, *unseen(run, extra))
     images = run.load(samples, "reading held-out good images")
     scores = score(runner, images, "scoring held-out good images")
     wanted = choose_rate(len(scores)) if rate is None else rate
@@ -174,7 +171,7 @@ def check_sizes(samples: tuple[Sample, ...], preprocess: Preprocess) -> None:
             )
 
 
-def _unseen(run: OpenRun, folder: Path) -> tuple[Sample, ...]:
+def unseen(run: OpenRun, folder: Path) -> tuple[Sample, ...]:
     """Good images of `folder` that are in no part of the run's split, each once.
 
     Calibrating on a picture that was trained on would promise a rate that does not hold.
@@ -225,95 +222,6 @@ def saved_threshold(run: OpenRun) -> Thresholds | None:
         ) from error
 
 
-@dataclass(frozen=True)
-class Built:
-    """A bundle and the figures that a person wants to see about it."""
-
-    bundle: Bundle
-    threshold: ConformalThreshold
-    parity: dict[str, Any]
-    fp32_bytes: int
-
-
-def build_bundle(
-    run: OpenRun,
-    destination: Path,
-    precision: EnginePrecision,
-    rate: float | None,
-    extra: Path | None = None,
-    backend: str = "onnxruntime",
-) -> Built:
-    """Run -> FP32 ONNX -> precision -> parity -> threshold on the final graph -> bundle."""
-    source = ensure_onnx(run)
-    staged = run.path / f".{precision}.onnx"
-    split = resolve_split(run.record.split, run.root)
-    try:
-        frames = run.load(_spread(split.train, CALIBRATION_FRAMES), "reading calibration frames")
-        say(f"writing {precision} into the graph ...")
-        notes = write_precision(source, staged, precision, frames)
-        if backend == "tensorrt" and precision is EnginePrecision.INT8:
-            notes |= int8_for_tensorrt(source, staged)
-        held_out = run.load(split.calibration, "reading held-out good images")
-        parity = check_parity(source, staged, precision, held_out)
-        with OnnxRuntimeRunner(staged) as runner:
-            threshold = calibrate_run(run, rate, runner, extra)
-            parts = _parts(run, staged, precision, threshold, held_out)
-            parts.provenance.update({"precision": notes, "parity": parity.as_dict()})
-            bundle = write_bundle(destination, parts, runner)
-    finally:
-        staged.unlink(missing_ok=True)
-    return Built(bundle, threshold, parity.as_dict(), source.stat().st_size)
-
-
-def _parts(
-    run: OpenRun,
-    model_file: Path,
-    precision: EnginePrecision,
-    threshold: ConformalThreshold,
-    held_out: NDArray[np.uint8],
-) -> BundleParts:
-    return BundleParts(
-        name=run.path.resolve().name,
-        version=metal_edge.__version__,
-        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        model_file=model_file,
-        model=run.record.network.model_dump(mode="json"),
-        precision=str(precision),
-        preprocess=run.preprocess,
-        thresholds=Thresholds(
-            score=threshold.score,
-            false_reject_rate=threshold.false_reject_rate,
-            calibration_images=threshold.n,
-        ),
-        golden_good=held_out[:GOLDEN_GOOD],
-        golden_bad=_golden_bad(run, held_out),
-        provenance={
-            "dataset": Path(run.record.dataset).name,
-            "run": run.record.fingerprint,
-            "checkpoint_sha256": sha256_of(run.path / CHECKPOINT),
-            "promise": threshold.statement(),
-            "training_images": len(run.record.split["train"]),
-        },
-    )
-
-
-def _golden_bad(run: OpenRun, held_out: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Defective parts where the data set has some, and a negative picture that no line shows.
-
-    The negative makes sure that every bundle holds an image far above its threshold.
-    """
-    negative = 255 - held_out[:1]
-    defects = [s for s in _dataset(run).test if not s.good]
-    if not defects:
-        return negative
-    chosen = _spread(tuple(defects), GOLDEN_BAD - 1)
-    return np.concatenate([run.load(chosen, "reading golden images"), negative])
-
-
-def _dataset(run: OpenRun) -> Dataset:
-    return load_dataset(run.root)
-
-
 def samples_to_evaluate(run: OpenRun, data: Path | None) -> tuple[Sample, ...]:
     """What to evaluate on: the test part of `data`, or of the run's own data set."""
     root = data.expanduser().resolve() if data else run.root
@@ -326,9 +234,9 @@ def samples_to_evaluate(run: OpenRun, data: Path | None) -> tuple[Sample, ...]:
     return samples
 
 
-def _spread(samples: tuple[Sample, ...], count: int) -> tuple[Sample, ...]:
-    """Up to `count` samples, evenly spaced over the (sorted) whole."""
-    if len(samples) <= count:
-        return samples
-    picks = np.linspace(0, len(samples) - 1, count).round().astype(int)
-    return tuple(samples[i] for i in picks)
+def spread(items: tuple[ItemT, ...], count: int) -> tuple[ItemT, ...]:
+    """Up to `count` of them, evenly spaced over the (sorted) whole."""
+    if len(items) <= count:
+        return items
+    picks = np.linspace(0, len(items) - 1, count).round().astype(int)
+    return tuple(items[i] for i in picks)

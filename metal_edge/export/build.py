@@ -10,7 +10,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from metal_edge.bundle import (
     GOLDEN,
@@ -25,10 +24,10 @@ from metal_edge.bundle import (
     to_json,
     write_manifest,
 )
-from metal_edge.domain import Image, Preprocess
+from metal_edge.domain import Preprocess
 from metal_edge.errors import BundleError
+from metal_edge.export.parity import GoldenCandidate
 from metal_edge.files import write_folder
-from metal_edge.runtime.base import Runner
 from metal_edge.runtime.load import check_golden, load_runner
 
 # Another CPU sums in another order; INT8 rounds some of that up to a whole step.
@@ -47,12 +46,16 @@ class BundleParts:
     precision: str
     preprocess: Preprocess
     thresholds: Thresholds
-    golden_good: NDArray[np.uint8]  # [N, S, S, 3]
-    golden_bad: NDArray[np.uint8]  # [M, S, S, 3], may be empty
+    golden: Sequence[GoldenCandidate]  # with the scores that they must give; at least one
     provenance: dict[str, Any]
 
 
-def write_bundle(destination: Path, parts: BundleParts, runner: Runner) -> Bundle:
+def golden_tolerance(threshold: float) -> float:
+    """How far a golden score may be off; an image nearer to the threshold can prove nothing."""
+    return GOLDEN_RELATIVE_TOLERANCE * abs(threshold)
+
+
+def write_bundle(destination: Path, parts: BundleParts) -> Bundle:
     """Writes the bundle, opens it again and runs its golden images before it is moved in place.
 
     Raises:
@@ -63,7 +66,7 @@ def write_bundle(destination: Path, parts: BundleParts, runner: Runner) -> Bundl
     def fill(folder: Path) -> None:
         shutil.copyfile(parts.model_file, folder / MODEL)
         (folder / THRESHOLDS).write_text(to_json(parts.thresholds), encoding="utf-8")
-        _write_golden(folder, parts, runner)
+        _write_golden(folder, parts)
         manifest = Manifest(
             name=parts.name,
             version=parts.version,
@@ -84,24 +87,13 @@ def write_bundle(destination: Path, parts: BundleParts, runner: Runner) -> Bundl
     return Bundle.open(destination)
 
 
-def _write_golden(folder: Path, parts: BundleParts, runner: Runner) -> None:
+def _write_golden(folder: Path, parts: BundleParts) -> None:
     (folder / GOLDEN).parent.mkdir()
     entries = []
-    images: Sequence[tuple[Image, bool]] = [
-        *((image, True) for image in parts.golden_good),
-        *((image, False) for image in parts.golden_bad),
-    ]
-    for index, (image, good) in enumerate(images):
+    for index, candidate in enumerate(parts.golden):
         name = f"golden/{index:03d}.png"
-        if not cv2.imwrite(str(folder / name), np.ascontiguousarray(image[..., ::-1])):
+        if not cv2.imwrite(str(folder / name), np.ascontiguousarray(candidate.image[..., ::-1])):
             raise BundleError(f"cannot write {name}", "free space there")
-        score = runner.run(image[None])[0].score
-        entries.append(GoldenImage(file=name, score=score, good=good))
-    tolerance = GOLDEN_RELATIVE_TOLERANCE * parts.thresholds.score
-    entries = [e for e in entries if abs(e.score - parts.thresholds.score) > tolerance] or entries
-    golden = Golden(tolerance=tolerance, images=tuple(entries))
-    kept = {entry.file for entry in entries}
-    for file in (folder / "golden").glob("*.png"):
-        if f"golden/{file.name}" not in kept:
-            file.unlink()
+        entries.append(GoldenImage(file=name, score=candidate.converted, good=candidate.good))
+    golden = Golden(tolerance=golden_tolerance(parts.thresholds.score), images=tuple(entries))
     (folder / GOLDEN).write_text(to_json(golden), encoding="utf-8")

@@ -58,6 +58,11 @@ class Range:
         """Nothing to quantise: the tensor is (nearly) always 0."""
         return self.high - self.low < _ZERO_RANGE
 
+    def symmetric(self) -> Range:
+        """The smallest range around 0 that covers this one."""
+        most = max(-self.low, self.high)
+        return Range(-most, most)
+
 
 def frame_digest(image: NDArray[np.uint8]) -> str:
     """SHA-256 of a frame's pixels, hex: what the record lists and duplicates share."""

@@ -60,23 +60,42 @@ class Budget:
 
     Attributes:
         auroc_loss: of image and of pixel AUROC.
+        image_step: what one swapped pair of images changes in image AUROC. With few images it
+            exceeds any sensible budget and one such step is no evidence, so it is allowed.
         labelled, unlabelled: largest 1 - map correlation, largest median score change.
     """
 
     auroc_loss: float = AUROC_BUDGET
+    image_step: float = 0.0
     labelled: tuple[float, float] = (0.05, 0.25)
     unlabelled: tuple[float, float] = (0.01, 0.10)
 
     def used(self, effect: Effect) -> float:
         """The largest share of a limit that is used up: more than 1 exceeds; never NaN."""
-        losses = [x for x in (effect.image_auroc_loss, effect.pixel_auroc_loss) if x is not None]
-        decorrelation, change = self.labelled if losses else self.unlabelled
-        shares = [
-            (1 - effect.map_correlation) / decorrelation,
-            effect.score_change / change,
-            *(_share(loss, self.auroc_loss) for loss in losses),
-        ]
+        image, pixel = effect.image_auroc_loss, effect.pixel_auroc_loss
+        labels = image is not None or pixel is not None
+        decorrelation, change = self.labelled if labels else self.unlabelled
+        shares = [(1 - effect.map_correlation) / decorrelation, effect.score_change / change]
+        if image is not None:  # a step, and the rounding of the subtraction
+            shares.append(_share(image, max(self.auroc_loss, self.image_step * 1.000001)))
+        if pixel is not None:
+            shares.append(_share(pixel, self.auroc_loss))
         return max(share if math.isfinite(share) else math.inf for share in shares)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest and --json."""
+        return {
+            "auroc_loss": self.auroc_loss,
+            "image_auroc_step": round(self.image_step, 6),
+            "with_labels": {
+                "map_correlation": 1 - self.labelled[0],
+                "score_change": self.labelled[1],
+            },
+            "without_labels": {
+                "map_correlation": 1 - self.unlabelled[0],
+                "score_change": self.unlabelled[1],
+            },
+        }
 
     def allows(self, effect: Effect) -> bool:
         """Whether every limit holds."""

@@ -1,0 +1,306 @@
+"""Run -> FP32 ONNX -> precision -> parity gate -> threshold on the final graph -> bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import metal_edge
+from metal_edge.bundle import Bundle, Thresholds, sha256_of
+from metal_edge.cli.console import progress, say
+from metal_edge.cli.int8_build import Int8Built, Int8Options, build_int8, save_baseline
+from metal_edge.cli.workflow import OpenRun, ensure_onnx, spread, unseen
+from metal_edge.data import GoodSplit, load_dataset, resolve_split
+from metal_edge.evaluation.thresholds import ConformalThreshold, choose_rate, conformal_threshold
+from metal_edge.export.build import BundleParts, golden_tolerance, write_bundle
+from metal_edge.export.onnx_model import probe_images
+from metal_edge.export.parity import (
+    Comparison,
+    GoldenCandidate,
+    Margin,
+    Parity,
+    clear_candidates,
+    compare,
+    decision_margin,
+    require_parity,
+    require_same_verdicts,
+)
+from metal_edge.export.precision import Conversion, EnginePrecision, write_fp16, write_fp32
+from metal_edge.export.tensorrt_int8 import int8_for_tensorrt
+from metal_edge.files import remove_leftovers
+from metal_edge.quantize.record import calibration_record, write_record
+from metal_edge.training.run import CHECKPOINT
+
+GOLDEN_GOOD = 6
+GOLDEN_BAD = 4
+# Golden images are chosen among what FP32 decides by more than this share of its threshold.
+GOLDEN_CLEARANCE = 0.05
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a person asked of `build-engine`.
+
+    Attributes:
+        precision: of the network.
+        rate: wanted false-reject rate; None takes the tightest that the images support.
+        extra: folder of further good images for the threshold.
+        int8: ignored by other precisions.
+        record: folder for the evidence of an INT8 calibration.
+        backend: whose INT8 conventions the graph follows, onnxruntime or tensorrt.
+    """
+
+    precision: EnginePrecision
+    rate: float | None = None
+    extra: Path | None = None
+    int8: Int8Options = field(default_factory=Int8Options)
+    record: Path | None = None
+    backend: str = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A bundle and the figures that a person wants to see about it."""
+
+    bundle: Bundle
+    threshold: ConformalThreshold
+    parity: dict[str, Any]
+    fp32_bytes: int
+    margin: Margin
+    accuracy: dict[str, Any] | None
+    record: Path | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """The held-out pictures, both graphs' scores on them, and the threshold of each."""
+
+    images: NDArray[np.uint8]
+    names: tuple[str, ...]
+    comparison: Comparison
+    parity: Parity
+    fp32_threshold: float
+    threshold: ConformalThreshold
+
+    @property
+    def changed_verdicts(self) -> int:
+        """Held-out pictures that the two graphs judge differently, each at its threshold."""
+        before = self.comparison.source < self.fp32_threshold
+        after = self.comparison.converted < self.threshold.score
+        return int(np.count_nonzero(before != after))
+
+
+def build_bundle(run: OpenRun, destination: Path, options: BuildOptions) -> Built:
+    """Writes the bundle, or raises and leaves an older one as it was.
+
+    Raises:
+        ParityError: the graph does not say what FP32 says.
+        DataError: pictures that cannot calibrate INT8, or too few for the threshold.
+        OutputError: the place cannot be written.
+    """
+    remove_leftovers(destination)
+    source = ensure_onnx(run)
+    precision = options.precision
+    staged, plain = run.path / f".{precision}.onnx", run.path / f".{precision}-plain.onnx"
+    split = resolve_split(run.record.split, run.root)
+    try:
+        conversion, int8 = _convert(run, source, staged, split, options)
+        baseline = save_baseline(conversion, plain)
+        judged = _judge(run, source, staged, baseline, split, options)
+        candidates = _golden_candidates(run, split, judged, source, staged)
+        require_same_verdicts(
+            str(precision), candidates, judged.fp32_threshold, judged.threshold.score
+        )
+        golden = _steady(candidates, judged.threshold.score)
+        margin = decision_margin([c.converted for c in golden], judged.threshold.score)
+        parts = _parts(run, staged, precision, judged, golden)
+        parity = judged.parity.as_dict() | {"changed_verdicts": judged.changed_verdicts}
+        parts.provenance.update(
+            precision=conversion.notes, parity=parity, decision_margin=margin.as_dict()
+        )
+        bundle = write_bundle(destination, parts)
+        record = _record(run, source, options, int8, judged, parity) if options.record else None
+    finally:
+        staged.unlink(missing_ok=True)
+        plain.unlink(missing_ok=True)
+    return Built(
+        bundle,
+        judged.threshold,
+        parity,
+        source.stat().st_size,
+        margin,
+        int8.accuracy if int8 else None,
+        record,
+        (*(int8.frames.warnings if int8 else ()), *_golden_warnings(bundle)),
+    )
+
+
+def _convert(
+    run: OpenRun, source: Path, staged: Path, split: GoodSplit, options: BuildOptions
+) -> tuple[Conversion, Int8Built | None]:
+    say(f"writing {options.precision} into the graph ...")
+    if options.precision is EnginePrecision.INT8:
+        built = build_int8(
+            run, source, staged, split, options.int8, symmetric=options.backend == "tensorrt"
+        )
+        if options.backend == "tensorrt":
+            built.conversion.notes.update(int8_for_tensorrt(source, staged))
+        return built.conversion, built
+    write = write_fp16 if options.precision is EnginePrecision.FP16 else write_fp32
+    return write(source, staged), None
+
+
+def _judge(
+    run: OpenRun,
+    source: Path,
+    staged: Path,
+    baseline: Path | None,
+    split: GoodSplit,
+    options: BuildOptions,
+) -> _Judged:
+    """Parity on held-out and adversarial pictures; both thresholds from the same scores."""
+    samples = split.calibration
+    if options.extra is not None:
+        samples = (*samples, *unseen(run, options.extra))
+    images = run.load(samples, "reading held-out good images")
+    with progress(f"comparing {options.precision} with fp32") as advance:
+        held_out = compare(
+            source, staged, baseline, images, lambda done, total: advance(done, total, "")
+        )
+    adversarial = compare(source, staged, baseline, probe_images(run.preprocess.width))
+    parity = require_parity(str(options.precision), held_out, adversarial)
+    rate = choose_rate(len(images)) if options.rate is None else options.rate
+    return _Judged(
+        images,
+        tuple(str(sample.path) for sample in samples),
+        held_out,
+        parity,
+        conformal_threshold(held_out.source, rate).score,
+        conformal_threshold(held_out.converted, rate),
+    )
+
+
+def _golden_candidates(
+    run: OpenRun, split: GoodSplit, judged: _Judged, source: Path, staged: Path
+) -> list[GoldenCandidate]:
+    """Good and defective parts that FP32 decides clearly, and a negative that no line shows.
+
+    The negative makes sure that every bundle holds an image far above its threshold.
+    """
+    good = [
+        GoldenCandidate(image, True, float(a), float(b), name)
+        for image, a, b, name in zip(
+            judged.images,
+            judged.comparison.source,
+            judged.comparison.converted,
+            judged.names,
+            strict=True,
+        )
+    ]
+    defects = [s for s in load_dataset(run.root).test if not s.good]
+    chosen = spread(tuple(defects), GOLDEN_BAD * 2)
+    images = [255 - judged.images[:1]]
+    if chosen:
+        images.insert(0, run.load(chosen, "reading golden images"))
+    pictures = np.concatenate(images)
+    scores = compare(source, staged, None, pictures)
+    names = [*(str(s.path) for s in chosen), f"the negative of {judged.names[0]}"]
+    bad = [
+        GoldenCandidate(image, False, float(a), float(b), name)
+        for image, a, b, name in zip(pictures, scores.source, scores.converted, names, strict=True)
+    ]
+    clear_good = clear_candidates(good, judged.fp32_threshold, GOLDEN_CLEARANCE)
+    passing = sorted(
+        (c for c in clear_good if c.source < judged.fp32_threshold), key=lambda c: c.source
+    )
+    clear_bad = clear_candidates(bad, judged.fp32_threshold, GOLDEN_CLEARANCE)
+    kept_bad = [*spread(tuple(clear_bad[:-1]), GOLDEN_BAD - 1), *clear_bad[-1:]]
+    # A bundle without any golden image could not be verified at all.
+    return [*spread(tuple(passing), GOLDEN_GOOD), *kept_bad] or bad[-1:]
+
+
+def _steady(candidates: Sequence[GoldenCandidate], threshold: float) -> list[GoldenCandidate]:
+    """Without those so near to the threshold that another CPU's rounding may flip them."""
+    tolerance = golden_tolerance(threshold)
+    clear = [c for c in candidates if abs(c.converted - threshold) > tolerance]
+    return clear or list(candidates)
+
+
+def _parts(
+    run: OpenRun,
+    model_file: Path,
+    precision: EnginePrecision,
+    judged: _Judged,
+    golden: Sequence[GoldenCandidate],
+) -> BundleParts:
+    threshold = judged.threshold
+    return BundleParts(
+        name=run.path.resolve().name,
+        version=metal_edge.__version__,
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        model_file=model_file,
+        model=run.record.network.model_dump(mode="json"),
+        precision=str(precision),
+        preprocess=run.preprocess,
+        thresholds=Thresholds(
+            score=threshold.score,
+            false_reject_rate=threshold.false_reject_rate,
+            calibration_images=threshold.n,
+        ),
+        golden=golden,
+        provenance={
+            "dataset": Path(run.record.dataset).name,
+            "run": run.record.fingerprint,
+            "checkpoint_sha256": sha256_of(run.path / CHECKPOINT),
+            "promise": threshold.statement(),
+            "training_images": len(run.record.split["train"]),
+        },
+    )
+
+
+def _golden_warnings(bundle: Bundle) -> tuple[str, ...]:
+    threshold = bundle.thresholds.score
+    if any(image.good and image.score < threshold for image in bundle.golden.images):
+        return ()
+    return (
+        "no good golden image is kept, since all score too near to the threshold: the daemon"
+        " cannot prove at start that good parts pass; give more good images with --images",
+    )
+
+
+def _record(
+    run: OpenRun,
+    source: Path,
+    options: BuildOptions,
+    int8: Int8Built | None,
+    judged: _Judged,
+    parity: dict[str, Any],
+) -> Path | None:
+    if options.record is None or int8 is None:
+        return None
+    record = calibration_record(
+        run=run.record.fingerprint,
+        model_sha256=sha256_of(source),
+        method=options.int8.method,
+        frames=int8.frames.records,
+        shift=int8.frames.shift,
+        ranges=int8.calibrated.ranges,
+        zero_range=int8.calibrated.zero_range,
+        results={
+            "accuracy": int8.accuracy,
+            "parity": parity,
+            "threshold": {
+                "score": judged.threshold.score,
+                "false_reject_rate": judged.threshold.false_reject_rate,
+                "images": judged.threshold.n,
+            },
+        },
+    )
+    return write_record(options.record, record)

@@ -25,8 +25,11 @@ OPSET = 20  # first with Gelu and in the range that TensorRT 10.3 parses
 RELATIVE_TOLERANCE = 1e-3
 
 
-def onnx_from_model(model: AnomalyModel) -> onnx.ModelProto:
+def onnx_from_model(model: AnomalyModel, batch: int | None = None) -> onnx.ModelProto:
     """Exports pre- and postprocessing and the network as one simplified, checked graph.
+
+    Args:
+        batch: images per call, fixed in the graph; None leaves it free, as bundles have it.
 
     Returns:
         A graph `image` uint8 [batch, S, S, 3] -> `anomaly_map` float32 [batch, S, S],
@@ -48,20 +51,25 @@ def onnx_from_model(model: AnomalyModel) -> onnx.ModelProto:
         )
     if program is None:
         raise DataError("PyTorch exported nothing", "report this with the checkpoint")
-    simplified, ok = onnxsim.simplify(program.model_proto)
+    shapes = None if batch is None else {"image": [batch, size, size, 3]}
+    simplified, ok = onnxsim.simplify(program.model_proto, overwrite_input_shapes=shapes)
     if not ok:
         raise DataError("onnxsim changed the graph's results", "report this with the checkpoint")
     onnx.checker.check_model(simplified, full_check=True)
     return _without_debug_records(simplified)
 
 
-def check_parity(model: AnomalyModel, path: Path, images: NDArray[np.uint8]) -> float:
+def check_parity(
+    model: AnomalyModel, path: Path, images: NDArray[np.uint8], batch: int = 1
+) -> float:
     """Compares the ONNX file with the PyTorch model on images.
 
     Args:
         model: the source.
         path: the exported file, run by ONNX Runtime.
         images: uint8 [N, S, S, 3].
+        batch: what the file was exported for, if it is fixed there: each image fills a batch,
+            whose last place is compared.
 
     Returns:
         The largest map difference relative to that image's largest map value.
@@ -76,7 +84,7 @@ def check_parity(model: AnomalyModel, path: Path, images: NDArray[np.uint8]) -> 
             expected_map, expected_score = (
                 t.numpy() for t in scorer(torch.from_numpy(image[None]))
             )
-            got = runner.run(image[None])[0]
+            got = runner.run(np.repeat(image[None], batch, axis=0))[-1]
             scale = max(float(np.abs(expected_map).max()), 1e-6)
             off = max(
                 float(np.abs(got.anomaly_map - expected_map[0]).max()),

@@ -47,3 +47,11 @@ def test_no_source_path_is_in_the_file(fp32: Path) -> None:
     content = fp32.read_bytes()
     assert b"site-packages" not in content
     assert b".py" not in content
+
+
+def test_a_fixed_batch_is_in_the_graph_and_agrees(network: Metal, tmp_path: Path) -> None:
+    graph = onnx_from_model(network, batch=3)
+    tensors = [*graph.graph.input, *graph.graph.output]
+    assert [t.type.tensor_type.shape.dim[0].dim_value for t in tensors] == [3, 3, 3]
+    (tmp_path / "m.onnx").write_bytes(graph.SerializeToString())
+    assert check_parity(network, tmp_path / "m.onnx", probe_images(32), batch=3) < 1e-4

@@ -111,6 +111,8 @@ def build_plan(trt: Any, model: Path, options: BuildOptions, log: BuildLog) -> b
     config = builder.create_builder_config()
     # Layer names and precisions stay in the plan, for its inspector; kernels are the same.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # FP32 in the file means FP32: TF32 would round its products' factors to 10 bits.
+    config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_mib is not None:
         pool = trt.MemoryPoolType.WORKSPACE
         config.set_memory_pool_limit(pool, options.workspace_mib * _MIB)

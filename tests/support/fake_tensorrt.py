@@ -60,6 +60,7 @@ class FakeTensorRt:
     NetworkDefinitionCreationFlag = Flag
     TensorIOMode = Enum("TensorIOMode", "INPUT OUTPUT")
     ProfilingVerbosity = Enum("ProfilingVerbosity", "DETAILED")
+    BuilderFlag = Enum("BuilderFlag", "TF32")
     MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE")
 
     def __init__(self, cuda: Callable[[], FakeCuda], version: str = "10.3.0") -> None:
@@ -127,6 +128,9 @@ class Config:
         self.progress_monitor: Any = None
         self.profiling_verbosity: Any = None
         self._cache: Any = None
+
+    def clear_flag(self, flag: Any) -> None:
+        self.asked.setdefault("cleared", []).append(flag.name)
 
     def set_memory_pool_limit(self, pool: Any, size: int) -> None:
         self.asked["workspace"] = size

@@ -36,7 +36,11 @@ def test_profile_and_workspace(trt: FakeTensorRt, model: Path) -> None:
     log = build(trt, model, BuildOptions(workspace_mib=256))
     one = (1, SIZE, SIZE, 3)
     assert trt.builds == [
-        {"workspace": 256 << 20, "profile": {"image": (one, one, (MAX_BATCH, SIZE, SIZE, 3))}}
+        {
+            "cleared": ["TF32"],
+            "workspace": 256 << 20,
+            "profile": {"image": (one, one, (MAX_BATCH, SIZE, SIZE, 3))},
+        }
     ]
     assert log.text == "INFO building\n"
 
@@ -49,7 +53,7 @@ def test_a_static_batch_needs_no_profile_and_no_workspace_is_the_builders_choice
         value.type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(static, model)
     build(trt, model)
-    assert trt.builds == [{}]
+    assert trt.builds == [{"cleared": ["TF32"]}]
 
 
 def test_timings_are_kept_between_builds(trt: FakeTensorRt, model: Path, tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ A convention makes that possible: the package is called `trt` wherever it is pas
 (`trt`, `self._trt`), or by the alias it is imported under. Two kinds of names are found:
 
 * **chains** from the package, `trt.MemoryPoolType.WORKSPACE`: each must exist;
-* **members**, `engine.num_io_tensors`: any attribute in a file that uses the package. Python does
-  not say what `engine` is, so a member must exist in some class of TensorRT, or be one that the
-  code itself or Python defines.
+* **members**, `engine.num_io_tensors`: any attribute in a file that uses the package, but of what
+  the file imports. Python does not say what `engine` is, so a member must exist in some class of
+  TensorRT, or be one that the code itself or Python defines.
 
 Names given as text to `hasattr` or `getattr` are meant to be missing somewhere: reported apart.
 """
@@ -36,8 +36,9 @@ def uses_in(sources: Iterable[tuple[str, str]]) -> Uses:
     uses = Uses()
     for name, text in sources:
         tree = ast.parse(text, name)
-        if any(_is_package(node, _aliases(tree)) for node in ast.walk(tree)):
-            _collect(tree, name, uses)
+        aliases = _aliases(tree)
+        if any(_is_package(node, aliases) for node in ast.walk(tree)):
+            _Collector(tree, aliases, name, uses).run()
     return uses
 
 
@@ -87,38 +88,49 @@ def _is_package(node: ast.AST, aliases: set[str]) -> bool:
             return False
 
 
-def _collect(tree: ast.Module, file: str, uses: Uses) -> None:
-    aliases = _aliases(tree)
-    parts: set[int] = set()  # inner attributes of a chain already recorded as a whole
-    for node in ast.walk(tree):  # outer nodes come before inner ones
-        if isinstance(node, ast.Attribute) and id(node) not in parts:
-            _attribute(node, aliases, f"{file}:{node.lineno}", uses, parts)
-        elif isinstance(node, ast.Call):
-            _guarded(node, f"{file}:{node.lineno}", uses)
+def _imported(tree: ast.Module) -> set[str]:
+    """Names of imported modules and what is imported out of them."""
+    imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+    aliases = [alias for node in imports for alias in node.names]
+    return {alias.asname or alias.name.split(".")[0] for alias in aliases}
 
 
-def _attribute(
-    node: ast.Attribute, aliases: set[str], place: str, uses: Uses, parts: set[int]
-) -> None:
-    names: list[str] = []
-    inner: ast.expr = node
-    while isinstance(inner, ast.Attribute) and not _is_package(inner, aliases):
-        parts.add(id(inner))
-        names.insert(0, inner.attr)
-        inner = inner.value
-    if names and _is_package(inner, aliases):
-        parts.add(id(inner))
-        uses.chains.setdefault(".".join(names), place)
-        return
-    for name in names:
-        uses.members.setdefault(name, place)
+class _Collector:
+    """Goes through one file."""
 
+    def __init__(self, tree: ast.Module, aliases: set[str], file: str, uses: Uses) -> None:
+        self.tree, self.aliases, self.file, self.uses = tree, aliases, file, uses
+        self.others = _imported(tree) - aliases
+        self.parts: set[int] = set()  # inner attributes of a chain already recorded as a whole
 
-def _guarded(call: ast.Call, place: str, uses: Uses) -> None:
-    match call:
-        case ast.Call(
-            func=ast.Name(id="hasattr" | "getattr"), args=[_, ast.Constant(value=str(name)), *_]
-        ):
-            uses.optional.setdefault(name, place)
-        case _:
-            pass
+    def run(self) -> None:
+        """Fills `uses`."""
+        for node in ast.walk(self.tree):  # outer nodes come before inner ones
+            if isinstance(node, ast.Attribute) and id(node) not in self.parts:
+                self._attribute(node, f"{self.file}:{node.lineno}")
+            elif isinstance(node, ast.Call):
+                self._guarded(node, f"{self.file}:{node.lineno}")
+
+    def _attribute(self, node: ast.Attribute, place: str) -> None:
+        names: list[str] = []
+        inner: ast.expr = node
+        while isinstance(inner, ast.Attribute) and not _is_package(inner, self.aliases):
+            self.parts.add(id(inner))
+            names.insert(0, inner.attr)
+            inner = inner.value
+        if names and _is_package(inner, self.aliases):
+            self.parts.add(id(inner))
+            self.uses.chains.setdefault(".".join(names), place)
+        elif not (isinstance(inner, ast.Name) and inner.id in self.others):
+            for name in names:
+                self.uses.members.setdefault(name, place)
+
+    def _guarded(self, call: ast.Call, place: str) -> None:
+        match call:
+            case ast.Call(
+                func=ast.Name(id="hasattr" | "getattr"),
+                args=[_, ast.Constant(value=str(name)), *_],
+            ):
+                self.uses.optional.setdefault(name, place)
+            case _:
+                pass

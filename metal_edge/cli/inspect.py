@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -85,25 +86,25 @@ def _graph(graph: dict[str, Any]) -> list[str]:
 
 
 def _layers(found: dict[str, Any]) -> list[str]:
+    """One line per layer; reasons are long and few, so they stand below, by number."""
     counts = ", ".join(f"{n} {name}" for name, n in found["layers_by_precision"].items())
     head = f"  {'layer':<{_NAME_WIDTH}} {'kind':<8} {'precision':<10} {'weights':<8}"
     lines = [f"layers that multiply: {counts}"]
     lines.append(f"{head} {'activations':<16} {'MB':>7} {'MMAC':>8}")
+    nodes = Counter(found["reasons"].values())
+    numbers = {reason: number for number, reason in enumerate(nodes, start=1)}
     for layer in found["layers"]:
         name = layer["name"][-_NAME_WIDTH:]
         activations = ", ".join(layer["activations"])
-        reason = f"  ({layer['reason']})" if layer["reason"] else ""
+        mark = f" [{numbers[layer['reason']]}]" if layer["reason"] else ""
         lines.append(
             f"  {name:<{_NAME_WIDTH}} {layer['kind']:<8} {layer['precision']:<10}"
             f" {layer['weights'] or '-':<8} {activations:<16} {layer['weight_bytes'] / 1e6:>7.3f}"
-            f" {layer['macs'] / 1e6:>8.2f}{reason}"
+            f" {layer['macs'] / 1e6:>8.2f}{mark}"
         )
-    named = {layer["name"] for layer in found["layers"]}
-    by_reason: dict[str, int] = {}
-    for node, reason in found["reasons"].items():
-        if node not in named:
-            by_reason[reason] = by_reason.get(reason, 0) + 1
-    lines += [f"  other nodes that the manifest names: {n}, {r}" for r, n in by_reason.items()]
+    if nodes:
+        lines.append("nodes that the manifest keeps apart, and why")
+    lines += [f"  [{numbers[reason]}] {n} nodes: {reason}" for reason, n in nodes.items()]
     return lines
 
 

@@ -62,7 +62,7 @@ def reasons_of(provenance: object, names: set[str]) -> dict[str, str]:
 
     Understood anywhere in the provenance: objects with a `reason` beside `nodes` or `layers` (a
     list) or `node`, `name` or `layer` (one), an object {node: reason}, and a bare list of names,
-    whose reason is its own key.
+    whose reason is its own key. A `group` beside the reason goes before it.
 
     Args:
         names: nodes of the graph; everything else in the provenance is passed over.
@@ -76,6 +76,8 @@ def _spoken(value: object, key: str) -> Iterator[tuple[str, str]]:
         named = [value[k] for k in ("nodes", "layers", "node", "name", "layer") if k in value]
         if isinstance(reason, str) and named:
             nodes = named[0] if isinstance(named[0], list) else [named[0]]
+            group = value.get("group")
+            reason = f"{group}: {reason}" if isinstance(group, str) else reason
             yield from ((node, reason) for node in nodes if isinstance(node, str))
             return
         for name, inner in value.items():

@@ -77,7 +77,7 @@ def test_reasons_in_whatever_shape_the_manifest_gives_them() -> None:
         "Softmax_1": "fp32 islands",
         "Gemm_2": "overflows in FP16",
         "Conv_3": "costs 0.004 AUROC",
-        "Add_4": "overflow",
+        "Add_4": "sums: overflow",
     }
 
 
@@ -94,7 +94,9 @@ def test_a_layer_carries_its_reason_into_the_text(
     assert found["layers_by_precision"] == {"fp32": len(found["layers"])}
     run_inspect(bundle, as_json=False)
     said = capsys.readouterr().out
-    assert "(measured to matter)" in said
+    assert "[1] 1 nodes: measured to matter" in said
+    rows = [row.split() for row in said.splitlines() if row.endswith("[1]")]
+    assert [layer.name, layer.op_type] in [row[:2] for row in rows]
     for word in ("opset 20", "promise", "nearest to the threshold", "MACs", "provenance"):
         assert word in said
 

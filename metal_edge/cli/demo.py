@@ -50,7 +50,7 @@ def run_demo(out: Path, data: Path | None, parts: int, minutes: float, seed: int
     options = ("--max-minutes", f"{minutes:g}", *scene.train_options)
     _metal_edge("train", scene.dataset, "-o", run, *options)
     _metal_edge("calibrate", run, *rate)
-    _metal_edge("build-engine", run, "--precision", "int8", "-o", bundle, *rate)
+    _metal_edge("build-engine", run, "--precision", "int8", "--no-sweep", "-o", bundle, *rate)
     report = out / "report"
     _metal_edge("evaluate", bundle, "--data", scene.dataset, "-o", report)
     say("")

@@ -108,7 +108,7 @@ def test_a_stopped_build_leaves_the_old_bundle(own_run: Path, tmp_path: Path, mo
         return moment in running.err
 
     number = signal.SIGTERM if moment == "writing int8" else signal.SIGINT
-    command = ("build-engine", own_run, "--precision", "int8", "-o", bundle)
+    command = ("build-engine", own_run, "--precision", "int8", "--no-sweep", "-o", bundle)
     stop_when(tmp_path / "log", now, number, *command)
     assert listing(tmp_path) == before
 
@@ -162,7 +162,7 @@ def test_a_new_bundle_replaces_a_changed_one(own_run: Path, tmp_path: Path) -> N
     (tmp_path / "v1").mkdir()
     (tmp_path / "v1" / "manifest.json").write_text("damaged")
     (tmp_path / "current").symlink_to("v1")
-    must("build-engine", own_run, "--precision", "int8", "-o", tmp_path / "current")
+    must("build-engine", own_run, "--precision", "int8", "--no-sweep", "-o", tmp_path / "current")
     assert (tmp_path / "current").readlink() == Path("v1")
     assert Bundle.open(tmp_path / "v1").manifest.precision == "int8"
     assert {path.name for path in tmp_path.iterdir()} == {"v1", "current", "run"}

@@ -1,0 +1,160 @@
+"""build-engine in INT8: sweep, record, refused frames; the parity gate and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import PIL.Image
+import pytest
+from onnx import numpy_helper
+from support.cli import Call, Trained, listing, write_parts
+
+from metal_edge.bundle import Bundle
+from metal_edge.cli import bundling
+from metal_edge.data import load_dataset
+from metal_edge.export.precision import Conversion, write_fp16
+
+INT8 = ("--precision", "int8", "--no-sweep")
+
+
+@pytest.fixture(scope="module")
+def good_parts(trained: Trained) -> list[Path]:
+    return [sample.path for sample in load_dataset(trained.data).train]
+
+
+def folder_of(place: Path, pictures: list[Path]) -> Path:
+    place.mkdir()
+    for number, picture in enumerate(pictures):
+        os.link(picture, place / f"{number:03d}.png")
+    return place
+
+
+def test_the_sweep_is_shown_and_recorded(trained: Trained, tmp_path: Path, call: Call) -> None:
+    bundle, record = tmp_path / "a.bundle", tmp_path / "line1"
+    options = ("--precision", "int8", "--calibration", "percentile", "--calibration-record", record)
+    built = call("build-engine", trained.run, *options, "-o", bundle, "--json")
+    assert built.code == 0, built.err
+    said = built.json
+    accuracy = said["accuracy"]
+    blocks = {row["block"] for row in accuracy["sweep"]}
+    assert {"backbone.stages.1.0", "students.0"} <= blocks
+    assert set(accuracy["int8_blocks"]) | set(accuracy["fp32_blocks"]) == blocks
+    assert all(row["alone"]["map_correlation"] > 0.9 for row in accuracy["sweep"])
+    assert {row["block"] for row in accuracy["sweep"] if row["fp32"]} == set(
+        accuracy["fp32_blocks"]
+    )
+    budget = max(accuracy["budget"]["auroc_loss"], accuracy["budget"]["image_auroc_step"])
+    assert accuracy["result"]["image_auroc_loss"] <= budget + 1e-6
+    assert accuracy["result"]["pixel_auroc_loss"] <= accuracy["budget"]["auroc_loss"]
+    manifest = Bundle.open(bundle).manifest.provenance
+    assert manifest["precision"]["accuracy"] == accuracy
+    assert manifest["parity"] == said["parity"]
+    assert manifest["decision_margin"] == said["decision_margin"]
+    for island in manifest["precision"]["fp32_islands"]:
+        assert island["reason"]
+        assert island["nodes"]
+
+    assert [path.name for path in record.iterdir()] == ["calibration.json"]
+    evidence = json.loads((record / "calibration.json").read_bytes())
+    assert evidence["method"] == "percentile"
+    recorded = json.loads((trained.run / "run.json").read_bytes())["split"]
+    assert {f["sha256"] for f in evidence["frames"]} == {f["sha256"] for f in recorded["train"]}
+    assert all(frame["reason"] for frame in evidence["frames"])
+    assert all(tensor["scale"] > 0 for tensor in evidence["tensors"].values())
+    assert evidence["accuracy"] == accuracy
+
+
+def test_the_table_names_blocks_margin_and_tolerances(
+    trained: Trained, tmp_path: Path, call: Call
+) -> None:
+    built = call("build-engine", trained.run, *INT8, "-o", tmp_path / "b")
+    assert built.code == 0, built.err
+    for words in ("all blocks in INT8", "adversarial images", "decision margin", "tolerance"):
+        assert words in built.out
+
+
+def test_frames_of_another_place_are_warned_of(
+    trained: Trained, tmp_path: Path, call: Call
+) -> None:
+    noise = write_parts(tmp_path / "noise", 12, size=(96, 96))
+    options = (*INT8, "--calibration-images", noise, "--json")
+    built = call("build-engine", trained.run, *options, "-o", tmp_path / "b")
+    assert "do not look like the training images" in built.err
+    if built.code == 0:  # the gate may refuse what such ranges do
+        assert any("do not look like" in warning for warning in built.json["warnings"])
+
+
+def test_frames_that_are_refused(
+    trained: Trained, good_parts: list[Path], tmp_path: Path, call: Call
+) -> None:
+    out = tmp_path / "b"
+
+    def refused(place: Path) -> str:
+        options = (*INT8, "--calibration-images", place)
+        outcome = call("build-engine", trained.run, *options, "-o", out)
+        assert outcome.code in {65, 66}, outcome
+        assert not out.exists()
+        return outcome.error
+
+    few = folder_of(tmp_path / "few", good_parts[:5])
+    assert "needs 8" in refused(few)
+    twice = folder_of(tmp_path / "twice", [*good_parts[:12], good_parts[0]])
+    assert "is a copy of" in refused(twice)
+    resaved = folder_of(tmp_path / "resaved", good_parts)
+    with PIL.Image.open(good_parts[0]) as picture:
+        picture.save(resaved / "other.bmp")
+    assert "twice" in refused(resaved)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no pictures" in refused(empty)
+    assert "does not exist" in refused(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--precision", "fp16", "--no-sweep"), "no effect"),
+        (("--precision", "fp32", "--calibration", "entropy"), "no effect"),
+        (("--precision", "int8", "--accuracy-budget", "-1"), "between 0 and 1"),
+        (("--precision", "int8", "--accuracy-budget", "nan"), "between 0 and 1"),
+    ],
+)
+def test_options_that_make_no_sense(
+    trained: Trained, tmp_path: Path, call: Call, options: tuple[str, ...], words: str
+) -> None:
+    outcome = call("build-engine", trained.run, *options, "-o", tmp_path / "b")
+    assert outcome.code == 78
+    assert words in outcome.error
+    assert not listing(tmp_path)
+
+
+def test_a_wrong_conversion_never_becomes_a_bundle(
+    trained: Trained, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of one layer 5 % too large: the old bundle stays, no working file is left."""
+    bundle = tmp_path / "a.bundle"
+    command = ("build-engine", trained.run, "--precision", "fp16", "-o", bundle)
+    assert call(*command).code == 0
+    before, run_before = listing(tmp_path), listing(trained.run)
+
+    def spoilt(source: Path, destination: Path) -> Conversion:
+        done = write_fp16(source, destination)
+        model = onnx.load(destination)
+        largest = max(model.graph.initializer, key=lambda t: int(np.prod(t.dims)))
+        values = numpy_helper.to_array(largest)
+        scaled = (values * 1.05).astype(values.dtype)
+        largest.CopyFrom(numpy_helper.from_array(scaled, largest.name))
+        onnx.save(model, destination)
+        return done
+
+    monkeypatch.setattr(bundling, "write_fp16", spoilt)
+    outcome = call(*command)
+    assert outcome.code == 1
+    assert "fp16 differs from fp32" in outcome.error
+    assert listing(tmp_path) == before
+    assert listing(trained.run) == run_before
+    assert call(*command, "--force").code == 64

@@ -16,6 +16,7 @@ Which layers are quantised, int8 weights and activation ranges are taken over un
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -159,6 +160,7 @@ class _Editor:
         self.graph = model.graph
         self.constant = {t.name: t for t in model.graph.initializer}
         self.producer = {out: node for node in model.graph.node for out in node.output}
+        self.readers = Counter(name for node in model.graph.node for name in node.input)
         self.added: list[NodeProto] = []
         self.done: dict[str, str] = {}  # float tensor -> its quantised and dequantised self
 
@@ -177,14 +179,20 @@ class _Editor:
     def quantise_skip(
         self, node: NodeProto, amplitudes: tuple[float, float], layers: Collection[str]
     ) -> None:
-        """Q/DQ on the operand of a residual sum that is not a layer's own output."""
-        made_by = [self.producer.get(name) for name in node.input]
-        skips = [i for i, source in enumerate(made_by) if not (source and source.name in layers)]
-        other = made_by[1 - skips[0]] if len(skips) == 1 else None
-        if other is None:  # nothing to fuse the sum into
+        """Q/DQ on the skip branch of a residual sum: the operand that others read as well.
+
+        The sum is then fused into the layer that makes the other operand. Where there is none,
+        nothing is gained and nothing done.
+        """
+        skips = [index for index, name in enumerate(node.input) if self.readers[name] > 1]
+        if len(skips) != 1:
             return
-        kind = helper.tensor_dtype_to_np_dtype(self.constant[self._weight_name(other)].data_type)
         skip = skips[0]
+        layer = self.producer.get(node.input[1 - skip])
+        if layer is None or layer.name not in layers:
+            return
+        scale = self.constant[f"{layer.input[1].removesuffix('_dequantised')}_scale"]
+        kind = helper.tensor_dtype_to_np_dtype(scale.data_type)
         node.input[skip] = self._activation(node.input[skip], amplitudes[skip], kind)
 
     def finish(self) -> None:
@@ -229,13 +237,9 @@ class _Editor:
         self.constant[name] = numpy_helper.from_array(values, name)
 
     def _insert(self, kind: str, inputs: list[str], output: str, **attributes: int) -> None:
-        made = helper.make_node(kind, inputs, [output], name=f"{output}_{kind}", **attributes)
+        name = f"{output}_{kind}"
+        made = helper.make_node(kind, inputs, [output], name, None, None, None, **attributes)
         self.added.append(made)
-
-    def _weight_name(self, node: NodeProto) -> str:
-        """The float weight's scale tells the type around an already quantised layer."""
-        source = node.input[1]
-        return source if source in self.constant else f"{source.removesuffix('_dequantised')}_scale"
 
 
 def _in_order(nodes: Sequence[NodeProto]) -> list[NodeProto]:

@@ -148,9 +148,10 @@ def _row(
 
 def _table(rows: list[dict[str, Any]], result: dict[str, Any]) -> str:
     columns = f"{'batch':>5} {'MB':>7} {'p50 ms':>8} {'p99 ms':>8} {'img/s':>8} {'x':>6} {'MiB':>7}"
-    lines = [f"{'bundle':<32} {'precision':<9} {columns}"]
+    lines = [f"{'bundle':<32} {'precision':<9} {'backend':<11} {columns}"]
     lines += [
-        f"{row['bundle'][-32:]:<32} {row['precision']:<9} {row['batch']:>5} {row['model_mb']:>7.1f}"
+        f"{row['bundle'][-32:]:<32} {row['precision']:<9} {row['backend']:<11} {row['batch']:>5}"
+        f" {row['model_mb']:>7.1f}"
         f" {row['p50_ms']:>8.2f} {row['p99_ms']:>8.2f} {row['images_per_s']:>8.1f}"
         f" {row['times_faster_than_first']:>6.2f} {row['resident_mib']:>7.0f}"
         for row in rows

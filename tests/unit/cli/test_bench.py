@@ -68,7 +68,10 @@ def test_several_batches(bundles: list[Path], capsys: pytest.CaptureFixture[str]
 def test_a_table_for_a_person(bundles: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     run_bench(bundles[:1], 10, 1, [2], as_json=False)
     said = capsys.readouterr().out
-    assert "a.bundle" in said
+    head, row, _ = said.splitlines()
+    assert len(head.split()) - 2 == len(row.split())  # "p50 ms" and "p99 ms" are two words each
+    assert "a.bundle" in row
+    assert "onnxruntime" in row
     assert "img/s" in said
     assert "MiB" in said
 

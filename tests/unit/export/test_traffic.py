@@ -294,3 +294,24 @@ def test_a_fixed_batch_is_told(tmp_path: Path) -> None:
     )
     assert graph.batch == "4"
     assert graph.tensors["image"].shape == (1, SIDE, SIDE, 3)
+
+
+def test_an_operator_of_another_domain_is_a_layer_that_nobody_can_count(tmp_path: Path) -> None:
+    """An attention plugin: what comes after it has no known shape, and is said to have none."""
+    constants = {**CONSTANTS, "w": np.ones((1, 3, 1, 1), np.float32)}
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Attend", ["nchw"], ["attended"], name="plugin", domain="some.plugins"),
+        helper.make_node("Conv", ["attended", "w"], ["out"], name="after"),
+        *tail("out"),
+    ]
+    path = build(tmp_path / "m.onnx", nodes, constants)
+    model = onnx.load(path)
+    model.opset_import.append(helper.make_opsetid("some.plugins", 1))
+    onnx.save(model, path)
+    graph = read_graph(path)
+    plugin, after = layers(graph)
+    assert (plugin.kind, plugin.macs) == ("some.plugins::Attend", 0)
+    assert after.macs == 0
+    assert {"attended", "out"} <= set(traffic(graph).unknown)

@@ -10,6 +10,8 @@
 #   make opinions    context at several radii, students and memory, alone and multiplied (RADII=1,4)
 # And one the promises of speed, size and start-up, in minutes, on an idle machine:
 #   make bench       bar, measured, reached or missed (RUN=folder MINUTES=1 TURNS=100 WRITE=1 for the docs)
+# And one TensorRT without a GPU, with NVIDIA's wheels (100 MB to fetch, 265 MB below build/):
+#   make test-tensorrt   names in the bindings of 10.3 to 11.4, graphs built by TensorRT-RTX
 # All install what they need: system packages by apt (as root or through sudo), Python packages
 # into .venv, at the versions in constraints.txt.
 
@@ -21,10 +23,10 @@ SEEDS ?= 3
 THREADS ?= 2
 DOCS ?= docs
 
-.PHONY: device-check help setup demo test check format clean results ablation maps opinions synthetic bench
+.PHONY: device-check help setup demo test check format clean results ablation maps opinions synthetic bench test-tensorrt
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -14
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -16
 
 setup: $(VENV)/.ready
 
@@ -76,6 +78,12 @@ bench: setup
 	BENCH_COMMAND='make bench $(strip $(MAKEOVERRIDES))' $(BIN)/python -m tools.bench \
 	  $(if $(RUN),--run $(RUN)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(TURNS),--turns $(TURNS)) \
 	  $(if $(WRITE),--docs $(DOCS))
+
+# Not part of `make test`: proprietary wheels. What cannot be had is skipped, and said.
+test-tensorrt: setup
+	@command -v gcc >/dev/null || apt-get install -y -qq gcc || sudo -n apt-get install -y -qq gcc || true
+	$(BIN)/python -m tools.tensorrt.wheels
+	$(BIN)/pytest -q -rs --show-capture=no --durations=5 tests/tensorrt
 
 clean:
 	rm -rf build $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -126,6 +126,7 @@ def export(
     epilog="Example: metal-edge build-engine runs/bottle --precision int8 -o bottle.bundle"
 )
 def build_engine(
+    context: typer.Context,
     source: RunOrBundle,
     out: Annotated[Path, typer.Option("-o", "--out", help="bundle folder to write")],
     precision: Annotated[
@@ -164,7 +165,7 @@ def build_engine(
 
     options = PlanOptions(attention.value, workspace, timing_cache)
     if is_bundle(source):
-        run_rebuild(source, out, backend.value, rate, images, options, as_json)
+        run_rebuild(source, out, backend.value, _given(context), options, as_json)
         return
     from metal_edge.cli.build import Int8Wish, run_build_engine
 
@@ -174,6 +175,14 @@ def build_engine(
     run_build_engine(
         source, out, precision.value, backend.value, rate, images, options, as_json, int8
     )
+
+
+def _given(context: typer.Context) -> list[str]:
+    """Options that were written on the command line, in their long form."""
+    spelt = {p.name: max(p.opts, key=len) for p in context.command.params if p.name}
+    sources = {name: context.get_parameter_source(name) for name in spelt}
+    given = [spelt[name] for name, source in sources.items() if source and source.name == _WRITTEN]
+    return [option for option in given if option.startswith("--")]
 
 
 @app.command(epilog="Example: metal-edge run --config /etc/metal-edge/line1.toml")
@@ -248,6 +257,7 @@ def demo(
     raise typer.Exit(run_demo(out, data, parts, minutes, seed))
 
 
+_WRITTEN = "COMMANDLINE"  # as opposed to DEFAULT
 # Typer exports this class of its command-line errors, but not their base.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 _TRAINING_PACKAGES = frozenset(

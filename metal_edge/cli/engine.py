@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from metal_edge.bundle import MANIFEST, Bundle
 from metal_edge.cli.console import Advance, print_json, progress, say, say_result, stop_requested
 from metal_edge.cli.destination import bundle_folder
-from metal_edge.errors import SettingsError
+from metal_edge.errors import ExitCode, SettingsError
 from metal_edge.export.engine import check_attention, choose_backend
 from metal_edge.export.tensorrt_builder import BuildLog, BuildOptions
 from metal_edge.export.tensorrt_bundle import Plan, ensure_plan, rewrite_bundle
 from metal_edge.runtime.load import GoldenResult
+
+# What `build-engine` may be told about a bundle; everything else concerns a run.
+_OF_A_BUNDLE = frozenset(
+    {"--out", "--backend", "--attention", "--workspace", "--timing-cache", "--json"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +79,26 @@ def run_rebuild(
     path: Path,
     out: Path,
     backend: str,
-    rate: float | None,
-    images: Path | None,
+    given: Collection[str],
     options: PlanOptions,
     as_json: bool,
 ) -> None:
-    """Bundle -> bundle (and plan) for this machine; needs none of the training packages."""
-    if rate is not None or images is not None:
+    """Bundle -> bundle (and plan) for this machine; needs none of the training packages.
+
+    Args:
+        path: a bundle.
+        out: folder of the new one; may be the same.
+        backend: auto, onnxruntime or tensorrt.
+        given: the options that were written on the command line.
+        options: see `PlanOptions`.
+        as_json: whether the result is printed as JSON.
+    """
+    foreign = sorted(set(given) - _OF_A_BUNDLE)
+    if foreign:
         raise SettingsError(
-            f"{path} is a bundle and has its threshold",
-            "leave out --false-reject-rate and --images, or build from the run",
+            f"{path} is a bundle, whose precision and threshold are fixed:"
+            f" {', '.join(foreign)} would have no effect",
+            "leave that out, or build from the run",
         )
     choice = choose_backend(backend)
     options.check(choice.backend)
@@ -130,7 +148,12 @@ def _plan_with_progress(source: Bundle, options: PlanOptions) -> Plan:
 
         log = BuildLog(report, stop)
         build = BuildOptions(options.workspace_mib, options.timing_cache)
-        return ensure_plan(source, build, log, say, lambda: datetime.now(UTC))
+        try:
+            return ensure_plan(source, build, log, say, lambda: datetime.now(UTC))
+        except KeyboardInterrupt as interrupt:
+            bar.close()
+            say("stopped; no plan and no bundle were written")
+            raise typer.Exit(ExitCode.INTERRUPTED) from interrupt
 
 
 def _plan_dict(plan: Plan) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,7 +63,9 @@ def test_refusals_write_nothing(
     assert "no TensorRT plugin" in plugin.error
     rate = call(*build, "--false-reject-rate", 0.1)
     assert rate.code == 78
-    assert "has its threshold" in rate.error
+    assert ": --false-reject-rate would have no effect" in rate.error
+    precision = call(*build, "--precision", "fp16", "--calibration", "minmax")
+    assert ": --calibration, --precision would have no effect" in precision.error
     machine.trt.refuses = "out of scratch memory"
     refused = call(*build)
     assert refused.code == 69
@@ -69,6 +73,21 @@ def test_refusals_write_nothing(
     assert "--workspace" in refused.error
     after = {k: v for k, v in listing(tmp_path).items() if not k.startswith("plans")}
     assert after == before
+
+
+def test_ctrl_c_during_the_build(
+    bundle: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(tmp_path / "plans", monkeypatch)
+    machine.trt.during_build = lambda: os.kill(os.getpid(), signal.SIGINT)
+    before = listing(bundle)
+    stopped = call("build-engine", bundle, "-o", bundle)
+    assert stopped.code == 130
+    assert "stopped; no plan and no bundle were written" in stopped.err
+    assert "Traceback" not in stopped.err
+    assert listing(bundle) == before
+    assert not list((tmp_path / "plans").glob("*"))
+    machine.check_released()
 
 
 def test_for_onnx_runtime(bundle: Path, tmp_path: Path, call: Call) -> None:

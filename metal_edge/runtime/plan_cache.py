@@ -167,9 +167,22 @@ def read_plan(roots: Sequence[Path], key: PlanKey) -> CachedPlan:
 
 
 def find_plan(roots: Sequence[Path], key: PlanKey) -> Path | None:
-    """The folder of `key` in the first root that has one, unread."""
-    folders = (root / key.folder for root in roots)
-    return next((folder for folder in folders if (folder / MANIFEST).is_file()), None)
+    """The folder of `key` in the first root that has one, unread.
+
+    Raises:
+        UnavailableError: a root cannot be looked into.
+    """
+    for root in roots:
+        folder = root / key.folder
+        try:
+            if (folder / MANIFEST).is_file():
+                return folder
+        except OSError as error:  # permissions above all; a missing folder is none
+            raise UnavailableError(
+                f"cannot look into {root} ({error.strerror})",
+                f"make it readable for this user, or set {ROOT_VARIABLE}",
+            ) from error
+    return None
 
 
 def write_plan(root: Path, manifest: PlanManifest, content: bytes, log: str) -> Path:

@@ -121,6 +121,13 @@ def test_a_plan_of_another_machine_is_refused(tmp_path: Path, field: str) -> Non
         read_plan((tmp_path,), KEY)
 
 
+def test_a_cache_that_cannot_be_looked_into(tmp_path: Path) -> None:
+    """Root may read anything, so a name that no file system takes stands for permissions."""
+    write(tmp_path)
+    with pytest.raises(UnavailableError, match=r"cannot look into .*METAL_EDGE_PLANS"):
+        read_plan((tmp_path / ("x" * 300), tmp_path), KEY)
+
+
 def test_the_error_names_the_version_that_there_is(tmp_path: Path) -> None:
     write(tmp_path, KEY.model_copy(update={"tensorrt": "10.16.2"}))
     write(tmp_path, KEY.model_copy(update={"onnx_sha256": "a" * 12 + "b" * 52, "gpu": "Thor"}))

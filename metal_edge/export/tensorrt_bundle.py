@@ -14,15 +14,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from metal_edge.bundle import Bundle, write_manifest
-from metal_edge.errors import BundleError, MetalEdgeError, UnavailableError
+from metal_edge.errors import BundleError, MetalEdgeError, OutputError, UnavailableError
 from metal_edge.export.tensorrt_builder import BuildLog, BuildOptions, build_plan
 from metal_edge.files import write_folder, write_text
 from metal_edge.runtime.cuda_memory import open_cuda
 from metal_edge.runtime.load import GoldenResult, check_golden, load_runner
 from metal_edge.runtime.plan_cache import (
+    ROOT_VARIABLE,
     CachedPlan,
     PlanKey,
     describe_plan,
@@ -67,12 +69,26 @@ def ensure_plan(
         try:
             return Plan(read_plan(roots, key), fresh=False)
         except UnavailableError as reason:
+            _check_writable(roots[0])
             say(f"{reason.what}: building it, which can take minutes ...")
         stack.enter_context(cuda.current())
         file = options.timing_cache or timing_cache_path(roots[0], key)
         options = replace(options, timing_cache=file)
         _build(trt, bundle, key, roots[0], options=options, log=log, clock=clock)
         return Plan(read_plan(roots, key), fresh=True)
+
+
+def _check_writable(root: Path) -> None:
+    """Asked before minutes of building."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=root):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"cannot write plans into {root} ({error.strerror})",
+            f"free space there, or choose another place with {ROOT_VARIABLE}",
+        ) from error
 
 
 def _build(

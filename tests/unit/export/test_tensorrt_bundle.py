@@ -11,7 +11,7 @@ from support.tensorrt_machine import Machine
 from support.tiny_bundle import build_bundle, probe
 
 from metal_edge.bundle import Bundle
-from metal_edge.errors import BundleError, UnavailableError
+from metal_edge.errors import BundleError, OutputError, UnavailableError
 from metal_edge.export.tensorrt_builder import BuildLog, BuildOptions
 from metal_edge.export.tensorrt_bundle import Plan, ensure_plan, rewrite_bundle
 from metal_edge.runtime.load import check_golden, load_runner
@@ -142,6 +142,16 @@ def test_a_failed_build_leaves_its_words(machine: Machine, source: Bundle) -> No
     machine.trt.refuses = ""
     plan_of(source)
     assert not log.exists()
+    machine.check_released()
+
+
+def test_a_cache_that_cannot_be_written_is_said_before_the_build(
+    machine: Machine, source: Bundle
+) -> None:
+    machine.plans.write_text("a file is in the way")
+    with pytest.raises(OutputError, match="cannot write plans into"):
+        plan_of(source)
+    assert not machine.trt.builds
     machine.check_released()
 
 

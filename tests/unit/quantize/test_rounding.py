@@ -50,6 +50,15 @@ def test_casts_there_and_back_are_not_optimised_away() -> None:
     assert np.abs(run(plain_fp16(model, []), image) - run(model, image)).max() > 1e-6
 
 
+def test_fp16_weights_are_fp16_values_but_in_islands() -> None:
+    model = small_graph(gain=1.0)
+    exact = np.float32(1 / PIXELS)
+    for islands, wanted in (([], np.float32(np.float16(exact))), (["first"], exact)):
+        graph = plain_fp16(model, islands).graph
+        weight = next(t for t in graph.initializer if t.name == "model.block.0.weight")
+        assert (numpy_helper.to_array(weight) == wanted).all()
+
+
 def test_int8_rounds_activations_to_the_grid_of_their_range(
     pictures: NDArray[np.uint8],
 ) -> None:

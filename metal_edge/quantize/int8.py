@@ -33,6 +33,7 @@ from metal_edge.quantize.calibration import (
     activation_ranges,
     check_frames,
 )
+from metal_edge.quantize.compact import compact
 from metal_edge.quantize.layers import group_by_block, quantisable
 
 _OPERATORS = ["Add", "Clip", "Conv", "Gemm", "MatMul"]
@@ -79,6 +80,7 @@ class Calibrated:
             extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
         )
         quantizer.quantize_model()
+        compact(quantizer.model.model)
         quantizer.model.save_model_to_file(str(destination), False)
         return layers
 

@@ -1,24 +1,17 @@
 """What needs NVIDIA's wheels: collected only when asked for by path, `make test-tensorrt`.
 
-`pytest tests` must not fetch 300 MB of proprietary wheels.
+`pytest tests` must not fetch 100 MB of proprietary wheels.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 
-from metal_edge.export.onnx_model import onnx_from_model, save_model
-from metal_edge.export.precision import EnginePrecision, write_precision
-from metal_edge.models.registry import build_model, network_config
-from metal_edge.models.tokens import TokenModel
-from metal_edge.quantize.tensorrt_qdq import write_tensorrt_int8
+if TYPE_CHECKING:  # this file is also read where nothing here is collected
+    from support.tensorrt_graphs import Graphs
 
 HERE = Path(__file__).parent
 MODELS = ("metal", "metal-features", "l2bt", "anovit")
@@ -30,49 +23,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if here or not collection_path.is_relative_to(HERE) else True
 
 
-def pictures(count: int, size: int, seed: int) -> NDArray[np.uint8]:
-    """Smooth colourful noise, uint8 [count, size, size, 3]."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
-    return np.stack([cv2.resize(c, (size, size), interpolation=cv2.INTER_CUBIC) for c in coarse])
-
-
-class Graphs:
-    """A network with random weights, in every precision.
-
-    Structure is what these tests are about. A backbone has its ImageNet weights, and what is
-    fitted after training is fitted, or the maps would say nothing.
-    """
-
-    def __init__(self, config: dict[str, Any], folder: Path) -> None:
-        torch.manual_seed(0)
-        model = build_model(network_config.validate_python(config))
-        model.load_pretrained()
-        self.size = model.config.image_size
-        seen = pictures(8, self.size, seed=0)
-        if isinstance(model, TokenModel):
-            with torch.inference_mode():
-                stored = torch.cat([model.precompute(torch.from_numpy(x[None])) for x in seen])
-                model.fit_inputs(stored)
-                model.fit_errors(stored)
-        self.fp32, self.fp16, self.onnxruntime, self.int8, self.int8_in_fp32 = (
-            folder / f"{name}.onnx" for name in ("fp32", "fp16", "ort", "int8", "int8in32")
-        )
-        save_model(onnx_from_model(model.eval()), self.fp32)
-        write_precision(self.fp32, self.fp16, EnginePrecision.FP16, seen)
-        write_precision(self.fp32, self.onnxruntime, EnginePrecision.INT8, seen)
-        write_tensorrt_int8(self.fp16, self.onnxruntime, self.int8)
-        write_tensorrt_int8(self.fp32, self.onnxruntime, self.int8_in_fp32)
-
-
 @pytest.fixture(scope="session", params=MODELS)
 def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
     """Each model's default network, of real size."""
+    from support.tensorrt_graphs import Graphs
+
     return Graphs({"kind": request.param}, tmp_path_factory.mktemp("graphs"))
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
     """MeTAL on 32 x 32 pixels."""
+    from support.tensorrt_graphs import Graphs
+
     sizes = {"image_size": 32, "patch_size": 8, "embedding": 16, "heads": 2, "blur_sigma": 2.0}
     hidden = {"square_hidden": 16, "stripe_hidden": 16, "decoder_hidden": (16,)}
     return Graphs({"kind": "metal", **sizes, **hidden}, tmp_path_factory.mktemp("tiny"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Graphs
+from support.tensorrt_graphs import Graphs
 
 from tools.tensorrt.rtx import OwnBuild, build_own
 from tools.tensorrt.wheels import UnobtainableError

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import Graphs, pictures
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from support.tensorrt_graphs import Graphs, pictures
 
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from tools.tensorrt.rtx import Attempt, build
@@ -127,3 +127,9 @@ def test_pixels_must_be_cast_before_anything_else(tmp_path: Path) -> None:
     done = attempt(written(graph_of(node, [TensorProto.UINT8]), tmp_path))
     assert not done.built
     assert "UInt8" in " ".join(done.errors)
+
+
+def test_a_process_that_dies_is_told_from_a_refused_graph(tmp_path: Path) -> None:
+    done = attempt(tmp_path / "missing.onnx")
+    assert done.aborted
+    assert "missing.onnx" in done.errors[-1]

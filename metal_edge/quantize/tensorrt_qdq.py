@@ -81,11 +81,12 @@ def read_calibration(model: ModelProto) -> Calibration:
     for node in model.graph.node:
         sources = [graph.producer.get(name) for name in node.input]
         dequantised = [s for s in sources[:2] if s is not None and s.op_type == "DequantizeLinear"]
-        if len(dequantised) < 2:
+        if len(dequantised) < 2 or dequantised[0].input[0] in graph.constant:
             continue
-        if node.op_type in _LAYERS and dequantised[1].input[0] in graph.constant:
+        constant = dequantised[1].input[0] in graph.constant  # also large ones, only stored as int8
+        if node.op_type in _LAYERS and constant:
             layers[node.name] = graph.layer(node, *dequantised)
-        elif node.op_type == "Add":
+        elif node.op_type == "Add" and not constant:
             sums[node.name] = (graph.amplitude(dequantised[0]), graph.amplitude(dequantised[1]))
     if not layers:
         raise DataError("the calibrated graph has no quantised layer", "calibrate it again")

@@ -18,7 +18,12 @@ from metal_edge.cli.int8_build import Int8Built, Int8Options, build_int8, save_b
 from metal_edge.cli.workflow import OpenRun, ensure_onnx, spread, unseen
 from metal_edge.data import GoodSplit, load_dataset, resolve_split
 from metal_edge.evaluation.thresholds import ConformalThreshold, choose_rate, conformal_threshold
-from metal_edge.export.build import BundleParts, golden_tolerance, write_bundle
+from metal_edge.export.build import (
+    GOLDEN_RELATIVE_TOLERANCE,
+    BundleParts,
+    golden_tolerance,
+    write_bundle,
+)
 from metal_edge.export.onnx_model import probe_images
 from metal_edge.export.parity import (
     Comparison,
@@ -216,14 +221,23 @@ def _golden_candidates(
         GoldenCandidate(image, False, float(a), float(b), name)
         for image, a, b, name in zip(pictures, scores.source, scores.converted, names, strict=True)
     ]
-    clear_good = clear_candidates(good, judged.fp32_threshold, GOLDEN_CLEARANCE)
-    passing = sorted(
-        (c for c in clear_good if c.source < judged.fp32_threshold), key=lambda c: c.source
-    )
-    clear_bad = clear_candidates(bad, judged.fp32_threshold, GOLDEN_CLEARANCE)
-    kept_bad = [*spread(tuple(clear_bad[:-1]), GOLDEN_BAD - 1), *clear_bad[-1:]]
+    threshold = judged.fp32_threshold
+    passing = sorted((c for c in good if c.source < threshold), key=lambda c: c.source)
+    kept_bad = [
+        *spread(tuple(_clear(bad[:-1], threshold)), GOLDEN_BAD - 1),
+        *_clear(bad[-1:], threshold),
+    ]
     # A bundle without any golden image could not be verified at all.
-    return [*spread(tuple(passing), GOLDEN_GOOD), *kept_bad] or bad[-1:]
+    return [*spread(tuple(_clear(passing, threshold)), GOLDEN_GOOD), *kept_bad] or bad[-1:]
+
+
+def _clear(candidates: Sequence[GoldenCandidate], threshold: float) -> list[GoldenCandidate]:
+    """The clearly decided ones; of scores that all lie near, those a golden image may have."""
+    for clearance in (GOLDEN_CLEARANCE, GOLDEN_RELATIVE_TOLERANCE):
+        found = clear_candidates(candidates, threshold, clearance)
+        if found:
+            return found
+    return []
 
 
 def _steady(candidates: Sequence[GoldenCandidate], threshold: float) -> list[GoldenCandidate]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 
 from metal_edge.quantize.layers import nodes_after_reconstruction
 
@@ -53,9 +54,9 @@ def convert_fp16(source: Path, destination: Path) -> list[Island]:
     model = onnx.load(source)
     islands = fp32_islands(model)
     names = [name for island in islands for name in island.nodes]
-    onnx.save(
-        convert_float_to_float16(model, keep_io_types=True, node_block_list=names), destination
-    )
+    converted = convert_float_to_float16(model, keep_io_types=True, node_block_list=names)
+    OnnxModel(converted).topological_sort()  # the converter appends its casts at the end
+    onnx.save(converted, destination)
     return islands
 
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper
 from metal_edge.errors import DataError
 from metal_edge.export.parity import compare
 from metal_edge.export.precision import EnginePrecision, write_precision
+from metal_edge.quantize.fp16 import convert_fp16
 from metal_edge.quantize.layers import linear_layers
 
 
@@ -84,3 +85,9 @@ def test_int8_refuses_few_and_repeated_frames(
     with pytest.raises(DataError, match="3 distinct frames"):
         write_precision(fp32, tmp_path / "x.onnx", EnginePrecision.INT8, repeated)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_fp16_graph_is_in_order(fp32: Path, tmp_path: Path) -> None:
+    """ONNX wants nodes after what they read; not every tool forgives another order."""
+    convert_fp16(fp32, tmp_path / "fp16.onnx")
+    onnx.checker.check_model(onnx.load(tmp_path / "fp16.onnx"), full_check=True)

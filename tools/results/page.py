@@ -173,9 +173,9 @@ _METHOD = """## How it was measured
 - Every figure comes from the exported FP32 ONNX graph, run by ONNX Runtime on the test images;
   pixel figures at the masks' own resolution, good test images included. AUROC up to FPR 0.3 and
   AUPRO up to FPR 0.3 are divided by 0.3.
-- Training images are divided by content: 75 % train, 10 % choose the best epoch, 15 % calibrate
-  the threshold that the galleries show. PatchCore, which has nothing to validate, fills its bank
-  from the first two parts.
+- Training images are divided by content: 85 % train, 10 % choose the best epoch, 5 % stay
+  unseen and give the threshold that the galleries show. PatchCore, which has nothing to validate,
+  fills its bank from the first two parts; so do the memories of `metal-features`.
 - MACs of one image from bytes to score: convolutions and matrix products as PyTorch's
   FlopCounterMode counts them, halved.
 - CPU ms: ONNX Runtime, FP32, batch 1, one thread; all models of a set take turns in every round,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def shown(docs: Path) -> set[tuple[str, str]]:
+    """(set, model) of the page's cells."""
+    cells = json.loads((docs / "results" / "results.json").read_bytes())["cells"]
+    return {(cell["dataset"], cell["model"]) for cell in cells}
+
+
 def test_a_second_run_keeps_what_is_there_and_names_what_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +155,15 @@ def test_a_second_run_keeps_what_is_there_and_names_what_fails(
         "knobs": {"small"},
         "line": {"patchcore"},
     }
+
+    # Another machine has the page, but not the cells behind it.
+    shutil.rmtree(out / "knobs")
+    again = [*arguments, "--models", "patchcore", "--sets", "line"]
+    assert command.main(again) == 0
+    assert shown(docs) == {("knobs", "small"), ("line", "patchcore")}
+    write_models(tmp_path, 3)  # what is shown was trained for two epochs
+    assert command.main(again) == 0
+    assert shown(docs) == {("line", "patchcore")}
 
 
 def test_ctrl_c_leaves_no_half_cell_and_training_goes_on_as_if_unbroken(tmp_path: Path) -> None:

@@ -53,11 +53,13 @@ class ModelInfo(_Part):
 
 
 class CellFigures(_Part):
-    """One cell as far as the page shows it."""
+    """One cell as far as the page shows it; `fingerprint` and `finished` (date) are `Cell`'s."""
 
     dataset: str
     model: str
     seed: int
+    fingerprint: str
+    finished: str
     figures: dict[str, float | None]
     parameters: int
     macs: int
@@ -86,12 +88,14 @@ def render(results: Results, published: Published) -> str:
 
 def _head(results: Results) -> str:
     made = results.made
+    dates = sorted({cell.finished for cell in results.cells})
+    when = f" Cells were trained between {dates[0]} and {dates[-1]}." if len(dates) > 1 else ""
     return (
         "# Results\n\n"
         f"Made by `{made.command}` on {made.utc[:10]}; {made.machine}, training with"
         f" {made.threads} thread{'s' if made.threads > 1 else ''}. Median of the seeds (up to"
         f" {results.seeds}), smallest..largest in brackets. `-`: the set has no masks, so there is"
-        f" no pixel figure. `{NOT_RUN}`: this run left it out.\n\n"
+        f" no pixel figure. `{NOT_RUN}`: not trained yet.{when}\n\n"
         "This page is made from `docs/results/results.json`; a test compares."
     )
 

@@ -76,10 +76,11 @@ def run_all(options: Options) -> bool:
         for variant in variants:
             if variant.network is None and variant.name in wanted_models:
                 say(f"{variant.name}: this version has no such network, left out")
-        cells = _cells(options, sets, variants)
+        cells = _cells(options, sets, variants, options.seeds)
         chosen = [c for c in cells if c.name in wanted_sets and c.variant.name in wanted_models]
         summary = run_cells(chosen, world, say)
-        _write_docs(options, cells, variants, world)
+        earlier = _earlier(options, sets, variants)
+        _write_docs(options, cells, variants, world, earlier)
     for name, reason in summary.failures.items():
         say(f"failed: {name}: {reason}")
     say(f"{summary.made} cells made, {summary.kept} kept; {options.docs / PAGE}")
@@ -122,7 +123,9 @@ def line_size(text: str) -> LineSize:
     return LineSize(train, good, defects)
 
 
-def _cells(options: Options, sets: dict[str, Path], variants: list[Variant]) -> list[Cell]:
+def _cells(
+    options: Options, sets: dict[str, Path], variants: list[Variant], seeds: int
+) -> list[Cell]:
     cells = []
     for name, root in sets.items():
         dataset = load_checked(root)
@@ -130,7 +133,7 @@ def _cells(options: Options, sets: dict[str, Path], variants: list[Variant]) -> 
         for variant in variants:
             if variant.network is None:
                 continue
-            for seed in range(options.seeds):
+            for seed in range(seeds):
                 folder = options.out / name / variant.name / f"seed{seed}"
                 cells.append(
                     Cell(
@@ -147,7 +150,37 @@ def _cells(options: Options, sets: dict[str, Path], variants: list[Variant]) -> 
     return cells
 
 
-def _write_docs(options: Options, cells: list[Cell], variants: list[Variant], world: Hooks) -> None:
+def _earlier(options: Options, sets: dict[str, Path], variants: list[Variant]) -> list[CellFigures]:
+    """What the page already shows and this configuration would train in the same way.
+
+    So rows that were trained on other days, or elsewhere, stay until they are trained anew; a
+    row whose model, recipe or pictures changed since goes.
+    """
+    path = options.docs / FOLDER / JSON
+    if not path.is_file():
+        return []
+    shown = read_results(path).cells
+    seeds = max((cell.seed for cell in shown), default=-1) + 1
+    same = {
+        (cell.name, cell.variant.name, cell.seed): cell.fingerprint
+        for cell in _cells(options, sets, variants, seeds)
+    }
+    return [c for c in shown if same.get((c.dataset, c.model, c.seed)) == c.fingerprint]
+
+
+def _merged(new: list[CellFigures], earlier: list[CellFigures]) -> tuple[CellFigures, ...]:
+    """`earlier` with what was trained anew in its place, by set, model and seed."""
+    cells = {(c.dataset, c.model, c.seed): c for c in (*earlier, *new)}
+    return tuple(cells[key] for key in sorted(cells))
+
+
+def _write_docs(
+    options: Options,
+    cells: list[Cell],
+    variants: list[Variant],
+    world: Hooks,
+    earlier: list[CellFigures],
+) -> None:
     done = [(cell, result) for cell in cells if (result := cell.finished()) is not None]
     folder = options.docs / FOLDER
     sets = [
@@ -155,6 +188,7 @@ def _write_docs(options: Options, cells: list[Cell], variants: list[Variant], wo
         for name in dict.fromkeys(cell.name for cell in cells)
     ]
     _drop_stale(folder, sets)
+    shown = _merged([_figures(result) for _, result in done], earlier)
     contents = Results(
         made=Made(
             utc=world.utc().isoformat(timespec="seconds"),
@@ -162,12 +196,12 @@ def _write_docs(options: Options, cells: list[Cell], variants: list[Variant], wo
             command=options.command.strip(),
             threads=options.threads,
         ),
-        seeds=options.seeds,
+        seeds=max(options.seeds, *(cell.seed + 1 for cell in shown)) if shown else options.seeds,
         sets=tuple(sets),
         models=tuple(
             ModelInfo(name=v.name, title=v.title, published=v.published) for v in variants
         ),
-        cells=tuple(_figures(result) for _, result in done),
+        cells=shown,
         milliseconds=_timings([cell for cell, _ in done], world),
     )
     write_text(folder / JSON, contents.model_dump_json(indent=1) + "\n")
@@ -217,6 +251,8 @@ def _figures(result: CellResult) -> CellFigures:
         dataset=result.dataset,
         model=result.model,
         seed=result.seed,
+        fingerprint=result.fingerprint,
+        finished=result.finished_utc[:10],
         figures={k: None if v is None else round(v, 5) for k, v in result.figures.items()},
         parameters=result.parameters,
         macs=result.macs,

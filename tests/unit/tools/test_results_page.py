@@ -19,6 +19,8 @@ def cell(seed: int, image: float | None, pixel: float | None, minutes: float = 2
         dataset="knobs",
         model="first",
         seed=seed,
+        fingerprint=f"{seed:064x}",
+        finished=f"2026-01-0{seed + 2}",
         figures={
             "image_auroc": image,
             "pixel_auroc": pixel,

@@ -5,7 +5,7 @@
 #   make results     docs/results.md anew (DATA=folder of sets SEEDS=3 MINUTES= MODELS=a,b SETS=a,b THREADS=2)
 #   make ablation    the paper's Table 3 on a set (DATA=folder SEEDS=3 MINUTES= MASK=zero BLOCKS=1 RECIPE=fast)
 # Three compare, in minutes, what a map can be made of (DATA=folder MINUTES= THREADS=2):
-#   make maps        error maps and image scores of the paper's network as it learns (MODEL=metal-paper)
+#   make maps        error maps and image scores of the paper's network as it learns (MODEL=metal-paper MASK=zeroleak)
 #   make synthetic   a head trained on synthetic defects beside the paper's network (HEAD_MINUTES=4)
 #   make opinions    context at several radii, students and memory, alone and multiplied (RADII=1,4)
 # And one the promises of speed, size and start-up, in minutes, on an idle machine:
@@ -63,7 +63,8 @@ ablation: setup
 
 maps: setup
 	$(BIN)/python -m tools.maps $(or $(DATA),$(error name a set: make maps DATA=folder)) \
-	  --threads $(THREADS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(MODEL),--model $(MODEL))
+	  --threads $(THREADS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(MODEL),--model $(MODEL)) \
+	  $(if $(MASK),--mask $(MASK)) $(if $(RADIUS),--radius $(RADIUS))
 
 synthetic: setup
 	$(BIN)/python -m tools.synthetic $(or $(DATA),$(error name a set: make synthetic DATA=folder)) \

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import cv2
 import numpy as np
@@ -32,9 +32,11 @@ from metal_edge.errors import SettingsError
 from metal_edge.evaluation.metrics import PixelCurves, image_auroc
 from metal_edge.files import write_text
 from metal_edge.imaging import image_info, read_mask
+from metal_edge.models.attention import MaskRule
 from metal_edge.models.base import AnomalyModel
 from metal_edge.models.error_maps import GradientError
 from metal_edge.models.losses import C1, C2
+from metal_edge.models.metal import MetalConfig
 from metal_edge.models.smoothing import Smoothing, smoothing_matrix, valid_matrix
 from metal_edge.training.config import TrainConfig
 from metal_edge.training.loop import Progress, Trainer
@@ -49,6 +51,7 @@ from tools.results.sets import discover, load_checked
 HELP = """Train a pixel model and compare error maps and image scores as it learns.
 
 Example: python -m tools.maps ../shared/data/head_ct --model metal-paper --minutes 10
+         python -m tools.maps ../shared/data/head_ct --mask zeroleak --radius 1
 """
 
 FIRST_STEP = 125
@@ -289,6 +292,8 @@ def maps(  # noqa: PLR0917  (the command's options)
     out: Annotated[Path, typer.Option(help="Tables.")] = Path("build/maps"),
     batch: Annotated[int | None, typer.Option(min=1, help="In place of the recipe's.")] = None,
     rate: Annotated[float | None, typer.Option(min=1e-6, help="In place of the recipe's.")] = None,
+    mask: Annotated[MaskRule | None, typer.Option(help="In place of the model's.")] = None,
+    radius: Annotated[int, typer.Option(min=0, help="Hidden squares; with --mask zeroleak.")] = 0,
 ) -> None:
     """See HELP."""
     torch.set_num_threads(threads)
@@ -303,8 +308,13 @@ def maps(  # noqa: PLR0917  (the command's options)
     )
     if variant.network is None or variant.network.kind != "metal":  # type: ignore[attr-defined]
         raise SettingsError(f"{model} does not reconstruct pixels", "choose metal-paper")
+    network = cast(MetalConfig, variant.network)
+    if mask is not None:
+        fields = network.model_dump() | {"mask": mask, "radius": radius}
+        network = MetalConfig.model_validate(fields)
+        model = f"{model}-{mask}{radius}"
     with hooks() as world:
-        plan = plan_run(root, variant.network, training, allow_mixed_sizes=True, held_out=HELD_OUT)  # type: ignore[arg-type]
+        plan = plan_run(root, network, training, allow_mixed_sizes=True, held_out=HELD_OUT)
         with world.progress("reading images") as advance:
             images = load_plan(plan, world.counted(advance))
         with world.progress("running the frozen part") as advance:

@@ -12,6 +12,9 @@
 #   make bench       bar, measured, reached or missed (RUN=folder MINUTES=1 TURNS=100 WRITE=1 for the docs)
 # And one TensorRT without a GPU, with NVIDIA's wheels (100 MB to fetch, 265 MB below build/):
 #   make test-tensorrt   names in the bindings of 10.3 to 11.4, graphs built by TensorRT-RTX
+# One executes the CUDA kernels without a GPU, about 15 minutes, and one makes docs/kernels.md anew:
+#   make test-kernels   emulation with sanitizers, PTX interpreter, plugin, mutations; says what it skips
+#   make kernels-evidence   registers, occupancy, bytes, rooflines
 # All install what they need: system packages by apt (as root or through sudo), Python packages
 # into .venv, at the versions in constraints.txt.
 
@@ -23,10 +26,10 @@ SEEDS ?= 3
 THREADS ?= 2
 DOCS ?= docs
 
-.PHONY: device-check help setup demo test check format clean results ablation maps opinions synthetic bench test-tensorrt
+.PHONY: device-check test-kernels kernels-evidence help setup demo test check format clean results ablation maps opinions synthetic bench test-tensorrt
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -16
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
 setup: $(VENV)/.ready
 
@@ -85,6 +88,14 @@ test-tensorrt: setup
 	@command -v gcc >/dev/null || apt-get install -y -qq gcc || sudo -n apt-get install -y -qq gcc || true
 	$(BIN)/python -m tools.tensorrt.wheels
 	$(BIN)/pytest -q -rs --show-capture=no --durations=5 --timeout=600 tests/tensorrt
+
+# Needs g++; nvcc, qemu and NVIDIA's wheels add what they can check, and -rs says what was skipped.
+test-kernels: setup
+	@command -v g++ >/dev/null || apt-get install -y -qq g++ || sudo -n apt-get install -y -qq g++ || true
+	$(BIN)/pytest -q -rs --durations=10 --timeout=900 tests/kernels
+
+kernels-evidence: setup
+	$(BIN)/python -m tools.kernels.evidence --docs $(DOCS)
 
 clean:
 	rm -rf build $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

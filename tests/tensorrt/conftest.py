@@ -1,11 +1,7 @@
-"""What needs NVIDIA's wheels: collected only when asked for by path, `make test-tensorrt`.
-
-`pytest tests` must not fetch 100 MB of proprietary wheels.
-"""
+"""Graphs for TensorRT's own packages: `make test-tensorrt`."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,14 +9,7 @@ import pytest
 if TYPE_CHECKING:  # this file is also read where nothing here is collected
     from support.tensorrt_graphs import Graphs
 
-HERE = Path(__file__).parent
 MODELS = ("metal", "metal-features", "l2bt", "anovit")
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    asked = [Path(config.invocation_params.dir, arg.split("::")[0]) for arg in config.args]
-    here = any(path.resolve().is_relative_to(HERE) for path in asked)
-    return None if here or not collection_path.is_relative_to(HERE) else True
 
 
 @pytest.fixture(scope="session", params=MODELS)

@@ -1,0 +1,1 @@
+"""What of the kernels can be known without running them: `python -m tools.kernels.evidence`."""

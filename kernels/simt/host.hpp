@@ -65,6 +65,14 @@ inline uint32_t pack_halves(float low, float high) {
   return to_half(low).bits | static_cast<uint32_t>(to_half(high).bits) << 16;
 }
 
+// a - b on two pairs of halves, rounded to nearest even.
+inline uint32_t subtract_halves(uint32_t a, uint32_t b) {
+  const auto half = [](uint32_t pair, int shift) {
+    return to_float(Half{static_cast<uint16_t>(pair >> shift)});
+  };
+  return pack_halves(half(a, 0) - half(b, 0), half(a, 16) - half(b, 16));
+}
+
 // 2^x. The GPU's is off by up to 2 units in the last place and flushes subnormals, as is done here.
 inline float exp2(float x) {
   const float y = exp2f(x);

@@ -1,0 +1,1 @@
+"""The CUDA kernels without a GPU: builds, runs and static evidence."""

@@ -1,0 +1,256 @@
+"""Runs the masked-attention kernels on NumPy arrays: in the emulation, or as PTX, interpreted.
+
+Both go through the library's own checks, plan and argument block, as the plugin does. A problem is
+what an ONNX node would be: its input tensors and a `MaskedAttentionSpec`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metal_edge.export.masked_attention import Fill, MaskedAttentionSpec, pack_mask
+from tools.kernels import build
+
+Array = NDArray[Any]
+
+FOLDER = build.KERNELS / "attention"
+SOURCES = tuple(
+    FOLDER / name for name in ("kernels.cu", "launch.cu", "planner.cpp", "host_api.cpp")
+)
+ALL_HEAD_DIMS = tuple(range(16, 129, 16))
+
+_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
+_FILLS = {Fill.EXCLUDE: 0, Fill.ZERO: 1}
+_TEXT_SIZE = 256
+
+
+class Problem(ctypes.Structure):
+    """`metal_edge::Problem` of kernels/attention/problem.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in (
+            "type", "fill", "batch", "heads", "head_dim", "queries", "keys", "mask_heads",
+            "columns",
+        )),
+        *((name, ctypes.c_float) for name in (
+            "scale", "q_scale", "k_scale", "v_scale", "out_scale",
+        )),
+        *((name, ctypes.c_int64) for name in (
+            "q_batch", "q_row", "k_batch", "k_row", "v_batch", "v_row", "out_batch", "out_row",
+        )),
+    ]  # fmt: skip
+
+
+class Buffers(ctypes.Structure):
+    """`metal_edge::Buffers` of kernels/attention/problem.h."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "mask", "tiles", "slopes")
+    ]
+
+
+class Plan(ctypes.Structure):
+    """`metal_edge::Plan` of kernels/attention/problem.h."""
+
+    _fields_ = [
+        ("kernel", ctypes.c_char_p),
+        ("grid", ctypes.c_int32 * 3),
+        ("threads", ctypes.c_int32),
+        ("shared_bytes", ctypes.c_int32),
+    ]
+
+
+class UnsupportedError(ValueError):
+    """The library refuses a problem; says why."""
+
+
+class LaunchError(RuntimeError):
+    """A launch failed, or the emulation found a fault in the kernel; says which."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One launch: the structs for the library, and the arrays that they point into."""
+
+    problem: Problem
+    buffers: Buffers
+    tensors: tuple[Array, ...]
+    mask: NDArray[np.uint32]
+    tiles: NDArray[np.uint32]
+    slopes: NDArray[np.float32]
+    out: Array
+
+
+def head_dims_define(head_dims: Sequence[int]) -> dict[str, str]:
+    """The macro that compiles the tensor-core kernels for these head dims only."""
+    return {"METAL_EDGE_HEAD_DIMS(X)": " ".join(f"X({each})" for each in sorted(head_dims))}
+
+
+class HostLibrary:
+    """The kernels, planner and launcher, compiled by g++.
+
+    Args:
+        head_dims: which to compile; fewer build sooner.
+        sanitizer: see `build.host_library`.
+    """
+
+    def __init__(
+        self,
+        head_dims: Sequence[int] = ALL_HEAD_DIMS,
+        sanitizer: build.Sanitizer | None = None,
+    ) -> None:
+        self.head_dims = tuple(head_dims)
+        self.path: Path = build.host_library(
+            SOURCES, defines=head_dims_define(head_dims), sanitizer=sanitizer
+        )
+        self._library = ctypes.CDLL(str(self.path))
+        self._library.attention_plan.restype = Plan
+        self._library.attention_arguments.restype = ctypes.c_uint64
+        self._library.attention_tiles.restype = ctypes.c_uint64
+        self._library.simt_last_error.restype = ctypes.c_char_p
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Why no kernel takes the problem; None: one does."""
+        text = ctypes.create_string_buffer(_TEXT_SIZE)
+        taken = self._library.attention_supported(ctypes.byref(problem), text, _TEXT_SIZE)
+        return None if taken else text.value.decode()
+
+    def plan(self, problem: Problem) -> Plan:
+        """Kernel and launch shape of a supported problem."""
+        plan = self._library.attention_plan(ctypes.byref(problem))
+        assert isinstance(plan, Plan)  # noqa: S101 - ctypes is untyped
+        return plan
+
+    def arguments(self, problem: Problem, buffers: Buffers) -> bytes:
+        """The kernel's parameter."""
+        size = self._library.attention_arguments(ctypes.byref(problem), ctypes.byref(buffers), None)
+        into = ctypes.create_string_buffer(size)
+        self._library.attention_arguments(ctypes.byref(problem), ctypes.byref(buffers), into)
+        return into.raw
+
+    def tiles(self, problem: Problem, mask: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Occupancy words of a mask.
+
+        Raises:
+            ValueError: a bit beyond the last key is set.
+        """
+        address = mask.ctypes.data_as(ctypes.c_void_p)
+        size = self._library.attention_tiles(ctypes.byref(problem), address, None)
+        if size == 0:
+            raise ValueError("the mask has set bits beyond its last key")
+        tiles = np.zeros(size, np.uint32)
+        self._library.attention_tiles(
+            ctypes.byref(problem), address, tiles.ctypes.data_as(ctypes.c_void_p)
+        )
+        return tiles
+
+    def launch(self, problem: Problem, buffers: Buffers, seed: int = 0) -> None:
+        """Runs the kernel; `seed` chooses the order of blocks, warps and lanes.
+
+        Raises:
+            LaunchError: refused, or the emulation found a fault.
+        """
+        self._library.simt_set_schedule(seed)
+        status = self._library.attention_launch(ctypes.byref(problem), ctypes.byref(buffers), None)
+        if status:
+            error = self._library.simt_last_error().decode()
+            raise LaunchError(f"status {status}: {error}" if error else f"status {status}")
+
+
+def prepare(library: HostLibrary, tensors: Sequence[Array], spec: MaskedAttentionSpec) -> Call:
+    """Structs and arrays of one launch; the output is filled with NaN, or with 99 for int8.
+
+    Args:
+        library: checks the problem and packs the tiles.
+        tensors: one, two or three inputs as kernels/README.md lists them.
+        spec: the node's attributes.
+
+    Raises:
+        UnsupportedError: no kernel takes the problem.
+    """
+    problem, offsets = _describe(tensors, spec)
+    refusal = library.refusal(problem)
+    if refusal is not None:
+        raise UnsupportedError(refusal)
+    given = tuple(_aligned(each) for each in tensors)
+    mask = pack_mask(spec.allowed)
+    tiles = library.tiles(problem, mask)
+    slopes = np.array(spec.slopes, np.float32)
+    shape = (problem.batch, problem.queries, problem.heads * problem.head_dim)
+    unwritten = 99 if given[0].dtype == np.int8 else np.nan
+    out = _aligned(np.full(shape, unwritten, given[0].dtype))
+    q, k, v = (given[index].ctypes.data + offset for index, offset in offsets)
+    buffers = Buffers(
+        q, k, v, out.ctypes.data, mask.ctypes.data, tiles.ctypes.data,
+        slopes.ctypes.data if spec.slopes else None,
+    )  # fmt: skip
+    return Call(problem, buffers, given, mask, tiles, slopes, out)
+
+
+def run_host(
+    library: HostLibrary, tensors: Sequence[Array], spec: MaskedAttentionSpec, seed: int = 0
+) -> Array:
+    """The operator's result [B, N, W] by the emulation.
+
+    Raises:
+        UnsupportedError: no kernel takes the problem.
+        LaunchError: the emulation found a fault in the kernel.
+    """
+    call = prepare(library, tensors, spec)
+    library.launch(call.problem, call.buffers, seed)
+    return call.out
+
+
+def _describe(
+    tensors: Sequence[Array], spec: MaskedAttentionSpec
+) -> tuple[Problem, list[tuple[int, int]]]:
+    """The problem, and for query, key and value: which tensor, and how many bytes into it."""
+    size = tensors[0].itemsize
+    last = tensors[-1]
+    width = last.shape[-1] // {1: 3, 2: 2, 3: 1}[len(tensors)]
+    places = {
+        1: [(0, 0), (0, width), (0, 2 * width)],
+        2: [(0, 0), (1, 0), (1, width)],
+        3: [(0, 0), (1, 0), (2, 0)],
+    }[len(tensors)]
+    head_dim = width // spec.heads
+    groups, queries, keys = spec.mask_shape
+    problem = Problem(
+        type=_TYPES[last.dtype],
+        fill=_FILLS[spec.fill],
+        batch=last.shape[0],
+        heads=spec.heads,
+        head_dim=head_dim,
+        queries=queries,
+        keys=keys,
+        mask_heads=groups,
+        columns=spec.columns,
+        scale=head_dim**-0.5 if spec.scale is None else spec.scale,
+        out_batch=queries * width,
+        out_row=width,
+    )
+    if spec.int8 is not None:
+        problem.q_scale, problem.k_scale = spec.int8.q, spec.int8.k
+        problem.v_scale, problem.out_scale = spec.int8.v, spec.int8.out
+    for name, (index, _) in zip("qkv", places, strict=True):
+        batch, tokens, row = tensors[index].shape
+        setattr(problem, f"{name}_row", row)
+        shared = batch == 1 and last.shape[0] > 1
+        setattr(problem, f"{name}_batch", 0 if shared else tokens * row)
+    return problem, [(index, offset * size) for index, offset in places]
+
+
+def _aligned(array: Array) -> Array:
+    """A copy in C order, as aligned as device memory is."""
+    room = np.empty(array.nbytes + 255, np.uint8)
+    start = -room.ctypes.data % 256
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy

@@ -19,6 +19,7 @@ struct BlockLayout {
   int32_t content;                    // [padded_keys, W], then normalised in place
   int32_t query;                      // [16, head_dim]: the head's query, then its result
   int32_t folded;                     // [16, W]: query @ w_k, then weights @ content
+  int32_t rest;                       // [16, W]: what rounding took off the latter
   int32_t weights;                    // [16, padded_keys]: softmax before division by its sum
   int32_t first, second;              // two projection matrices of the head
   int32_t offsets;                    // float [16]: query . b_k

@@ -38,10 +38,8 @@ SIMT_DEVICE void store_pair(Half* to, float x, float y) {
 }
 
 SIMT_DEVICE void store_pair(float* to, float x, float y) {
-  const float pair[2] = {x, y};
-  uint64_t word;  // of which nvcc makes one store; it makes two of a struct
-  memcpy(&word, pair, sizeof word);
-  *reinterpret_cast<uint64_t*>(to) = word;
+  to[0] = x;
+  to[1] = y;
 }
 
 // Starts copying a matrix [rows, columns] into shared memory; rows from `valid` on become zeros.

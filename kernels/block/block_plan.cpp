@@ -83,6 +83,7 @@ BlockLayout layout(const BlockProblem& p) noexcept {
   at.content = reserve(at.padded_keys * at.width_stride * kBytes);
   at.query = reserve(kBlockRows * at.head_stride * kBytes);
   at.folded = reserve(kBlockRows * at.width_stride * kBytes);
+  at.rest = reserve(kBlockRows * at.width_stride * kBytes);
   at.weights = reserve(kBlockRows * at.weight_stride * kBytes);
   at.first = reserve(std::max(by_width, by_head));
   at.second = reserve(by_width);

@@ -1,0 +1,31 @@
+// Walks through a plugin library as TensorRT would, with nothing of TensorRT but its headers.
+//
+//     plugin_walk libmetal_edge_plugin.so [--emulated]
+#include <cstring>
+
+#include "walk.h"
+
+int main(int count, char** arguments) {
+  if (count < 2) {
+    std::printf("usage: %s PLUGIN.so [--emulated]\n", arguments[0]);
+    return 2;
+  }
+  bool const emulated = count > 2 && std::strcmp(arguments[2], "--emulated") == 0;
+  fake::Logger logger;
+  {
+    fake::Library library(arguments[1], &logger);
+    walk::World const world{library, logger, emulated};
+    std::pair<char const*, void (*)(walk::World const&)> const parts[] = {
+        {"creators", walk::creators}, {"build time", walk::build_time}, {"serialisation", walk::serialisation},
+        {"refusals", walk::refusals}, {"run time", walk::run_time}, {"numbers", walk::numbers}};
+    for (auto const& [name, part] : parts) {
+      int const before = walk::failures;
+      part(world);
+      std::printf("%s - %s\n", walk::failures == before ? "ok" : "FAILED", name);
+      std::string const left = logger.take();
+      if (!left.empty()) walk::fail(name, 0, "messages that nothing expected: " + left);
+    }
+  }
+  std::printf("%d failures\n", walk::failures);
+  return walk::failures == 0 ? 0 : 1;
+}

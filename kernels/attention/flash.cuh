@@ -8,34 +8,28 @@
 
 namespace metal_edge {
 
-// Mask bits of the lane's two rows for one tile of keys.
-SIMT_DEVICE void read_mask(uint32_t (&allowed)[2][2], const HeadView& head, int queries, int row,
-                           int tile) {
-  SIMT_UNROLL
-  for (int h = 0; h < 2; ++h) {
-    SIMT_UNROLL
-    for (int w = 0; w < 2; ++w) {
-      allowed[h][w] = mask_word(head, queries, row + 8 * h, tile * 2 + w);
-    }
-  }
-}
-
-// One tile of keys and values for the 16 queries of a warp.
-template <class Math>
-SIMT_DEVICE void attend_tile(float (&out)[Math::kOutTiles][4], Softmax& softmax,
+// Some keys and values for the 16 queries of a warp; `key` is the first one.
+template <class Math, int kKeys>
+SIMT_DEVICE void attend_keys(float (&out)[Math::kOutTiles][4], Softmax& softmax,
                              const typename Math::Queries& queries, const Byte* keys,
-                             const Byte* values, const uint32_t (&allowed)[2][2],
-                             const Arguments& a, int row, int tile) {
-  constexpr int kSteps = kFlashRows / 16;
+                             const Byte* values, const HeadView& head, const Arguments& a, int row,
+                             int key) {
+  constexpr int kSteps = kKeys / 16;
+  uint32_t allowed[2][kKeys / 32];  // asked for now, needed after the products
+  SIMT_UNROLL
+  for (int w = 0; w < kKeys / 32; ++w) {
+    allowed[0][w] = mask_word(head, a.queries, row, key / 32 + w);
+    allowed[1][w] = mask_word(head, a.queries, row + 8, key / 32 + w);
+  }
   float score[2 * kSteps][4];
   SIMT_UNROLL
   for (int u = 0; u < kSteps; ++u) {
     Math::multiply_keys(score[2 * u], score[2 * u + 1], queries, keys + u * 16 * Math::kPitch);
   }
   scale_scores(score, a.score_scale * kLog2e, softmax.sum);
-  add_bias(score, a, row, tile * kFlashRows);
+  add_bias(score, a, row, key);
   mask_scores(score, allowed, a.zero_score ? 0.0f : -INFINITY);
-  exclude_tail(score, a.keys - tile * kFlashRows);
+  exclude_tail(score, a.keys - key);
   float rescale[2];
   softmax.weigh(score, rescale);
   SIMT_UNROLL
@@ -55,11 +49,10 @@ template <class Math>
 SIMT_DEVICE void load_keys(Byte* stage, const HeadView& head, const Arguments& a, int tile) {
   const int64_t first = tile * kFlashRows;
   const int count = a.keys - tile * kFlashRows;
-  load_tile<kFlashRows, Math::kRowBytes, kFlashThreads>(stage, head.k + first * a.k_row, a.k_row,
-                                                        count, simt::thread());
-  load_tile<kFlashRows, Math::kRowBytes, kFlashThreads>(stage + kFlashRows * Math::kPitch,
-                                                        head.v + first * a.v_row, a.v_row, count,
-                                                        simt::thread());
+  load_tile<kFlashRows, Math::kRowBytes>(stage, head.k + first * a.k_row, a.k_row, count,
+                                         simt::thread());
+  load_tile<kFlashRows, Math::kRowBytes>(stage + kFlashRows * Math::kPitch, head.v + first * a.v_row,
+                                         a.v_row, count, simt::thread());
   simt::copy_async_commit();
 }
 
@@ -67,6 +60,8 @@ SIMT_DEVICE void load_keys(Byte* stage, const HeadView& head, const Arguments& a
 template <class Math>
 SIMT_DEVICE void flash_attention(const Arguments& a) {
   constexpr int kTileBytes = kFlashRows * Math::kPitch;
+  // Keys whose scores are in registers at once: wide rows leave room for fewer.
+  constexpr int kKeys = Math::kHeadDim > 96 ? 32 : 64;
   Byte* const query_tile = simt::shared_memory();
   Byte* const stages = query_tile + kTileBytes;  // keys, values, keys, values
   const HeadView head = head_view(a, Math::kRowBytes);
@@ -82,31 +77,29 @@ SIMT_DEVICE void flash_attention(const Arguments& a) {
                 tile_words);
   if (!walk.empty()) {
     int tile = walk.next();
-    load_tile<kFlashRows, Math::kRowBytes, kFlashThreads>(
+    load_tile<kFlashRows, Math::kRowBytes>(
         query_tile, head.q + block_row * a.q_row, a.q_row, a.queries - block_row, simt::thread());
     load_keys<Math>(stages, head, a, tile);
-    uint32_t allowed[2][2];
-    read_mask(allowed, head, a.queries, row, tile);
     simt::copy_async_wait<0>();
     simt::sync_block();
     typename Math::Queries queries;
     queries.load(query_tile + warp_row * Math::kPitch);
     for (int stage = 0;; stage ^= 1) {
       const bool last = walk.empty();
-      int next = tile;
-      uint32_t next_allowed[2][2] = {};
-      if (!last) {  // into the stage that everybody left before the barrier
-        next = walk.next();
-        load_keys<Math>(stages + (stage ^ 1) * 2 * kTileBytes, head, a, next);
-        read_mask(next_allowed, head, a.queries, row, next);
-      }
+      const int next = last ? tile : walk.next();
+      // Into the stage that everybody left before the barrier.
+      if (!last) load_keys<Math>(stages + (stage ^ 1) * 2 * kTileBytes, head, a, next);
       const Byte* const keys = stages + stage * 2 * kTileBytes;
-      attend_tile<Math>(out, softmax, queries, keys, keys + kTileBytes, allowed, a, row, tile);
+      SIMT_UNROLL
+      for (int first = 0; first < kFlashRows; first += kKeys) {
+        attend_keys<Math, kKeys>(out, softmax, queries, keys + first * Math::kPitch,
+                                 keys + kTileBytes + first * Math::kPitch, head, a, row,
+                                 tile * kFlashRows + first);
+      }
       if (last) break;
       simt::copy_async_wait<0>();
       simt::sync_block();
       tile = next;
-      memcpy(allowed, next_allowed, sizeof allowed);
     }
   }
   // The warp's own query rows have been read for good: its result goes there, and out in whole chunks.
@@ -119,7 +112,7 @@ SIMT_DEVICE void flash_attention(const Arguments& a) {
   }
   simt::sync_warp();
   const int first = block_row + warp_row;
-  store_tile<kFragmentRows, Math::kRowBytes, kWarpSize>(
+  store_tile<kFragmentRows, Math::kRowBytes>(
       head.out + first * a.out_row, a.out_row, a.queries - first, result, simt::lane());
 }
 

@@ -10,7 +10,7 @@
 using namespace metal_edge;  // NOLINT: the file is nothing but instances
 
 #define METAL_EDGE_DEFINE(head_dim)                                                             \
-  SIMT_KERNEL void SIMT_BOUNDS(kFlashThreads)                                                   \
+  SIMT_KERNEL void SIMT_BOUNDS(kFlashThreads, flash_blocks(head_dim))                           \
       masked_attention_f16_flash_d##head_dim(const Arguments arguments) {                       \
     flash_attention<HalfMath<head_dim>>(arguments);                                             \
   }                                                                                             \
@@ -18,7 +18,7 @@ using namespace metal_edge;  // NOLINT: the file is nothing but instances
       masked_attention_f16_short_d##head_dim(const Arguments arguments) {                       \
     short_attention<HalfMath<head_dim>>(arguments);                                             \
   }                                                                                             \
-  SIMT_KERNEL void SIMT_BOUNDS(kFlashThreads)                                                   \
+  SIMT_KERNEL void SIMT_BOUNDS(kFlashThreads, flash_blocks(head_dim))                           \
       masked_attention_s8_flash_d##head_dim(const Arguments arguments) {                        \
     flash_attention<Int8Math<head_dim>>(arguments);                                             \
   }                                                                                             \

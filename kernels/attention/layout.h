@@ -31,6 +31,9 @@ METAL_EDGE_BOTH_SIDES constexpr int sum_pitch(int head_dim, bool int8) {
   return int8 ? head_dim * 4 | 64 : head_dim * 4 + 32;
 }
 
+// Blocks whose registers should fit a multiprocessor (65536) together: as many as go without spills.
+constexpr int flash_blocks(int head_dim) { return head_dim <= 32 ? 4 : head_dim <= 80 ? 3 : 2; }
+
 // Queries; keys and values, twice.
 METAL_EDGE_BOTH_SIDES constexpr int flash_shared_bytes(int row_bytes) {
   return 5 * kFlashRows * tile_pitch(row_bytes);

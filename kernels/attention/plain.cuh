@@ -163,11 +163,12 @@ SIMT_DEVICE void plain_attention(const Arguments& a) {
   SIMT_UNROLL
   for (int s = 0; s < kSteps; ++s) {
     const int column = PlainRow<T, kSteps>::column(s);
-    if (s % 4 != simt::lane() >> 3 || column >= a.head_dim) continue;
     float result[4];
     SIMT_UNROLL
     for (int c = 0; c < 4; ++c) result[c] = state.out.value[s][c] * factor;
-    store_four(reinterpret_cast<T*>(head.out + row * a.out_row) + column, result);
+    if (s % 4 == simt::lane() >> 3 && column < a.head_dim) {
+      store_four(reinterpret_cast<T*>(head.out + row * a.out_row) + column, result);
+    }
   }
 }
 

@@ -27,15 +27,15 @@ SIMT_DEVICE void attend_short(Byte* region, ShortStatistics& statistics, const A
   Byte* const keys = region + kTile16;
   Byte* const values = keys + span * Math::kPitch;
 
-  load_tile<kShortRows, Math::kRowBytes, kWarpSize>(
+  load_tile<kShortRows, Math::kRowBytes>(
       region, head.q + block_row * a.q_row, a.q_row, a.queries - block_row, simt::lane());
   for (int u = 0; u * 16 < count; ++u) {
-    load_tile<16, Math::kRowBytes, kWarpSize>(keys + u * kTile16, head.k + (first + u * 16) * a.k_row,
+    load_tile<16, Math::kRowBytes>(keys + u * kTile16, head.k + (first + u * 16) * a.k_row,
                                               a.k_row, count - u * 16, simt::lane());
   }
   simt::copy_async_commit();
   for (int u = 0; u * 16 < count; ++u) {
-    load_tile<16, Math::kRowBytes, kWarpSize>(values + u * kTile16,
+    load_tile<16, Math::kRowBytes>(values + u * kTile16,
                                               head.v + (first + u * 16) * a.v_row, a.v_row,
                                               count - u * 16, simt::lane());
   }

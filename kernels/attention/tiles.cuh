@@ -30,30 +30,43 @@ struct alignas(16) Chunk {
   uint32_t word[4];
 };
 
+// Two threads share a row of a tile, as its even and odd chunks: together they move whole 32-byte
+// sectors. Among eight threads, whose accesses to shared memory are one transaction, every second row has
+// its turn; with the pitch an odd number of chunks, their chunks then lie in different banks.
+SIMT_DEVICE int shared_row(int worker) {
+  const int pair = worker / 2;
+  return (pair & ~7) | (pair & 3) << 1 | (pair >> 2 & 1);
+}
+
 // Starts copying kRows rows; those from `count` on become zeros, and their memory is not touched.
-// kThreads threads share the work; `worker` says which one this is.
-template <int kRows, int kRowBytes, int kThreads>
+// 2 * kRows threads share the work; `worker` says which one this is.
+template <int kRows, int kRowBytes>
 SIMT_DEVICE void load_tile(Byte* tile, const Byte* rows, int64_t stride, int count, int worker) {
-  constexpr int kChunks = kRowBytes / 16, kPitch = tile_pitch(kRowBytes);
+  constexpr int kPitch = tile_pitch(kRowBytes);
+  const int row = shared_row(worker), first = worker % 2 * 16;
+  const bool valid = row < count;
+  Byte* const target = tile + row * kPitch + first;
+  const Byte* const source = rows + (valid ? row * stride + first : 0);
   SIMT_UNROLL
-  for (int i = worker; i < kRows * kChunks; i += kThreads) {
-    const int row = i / kChunks, chunk = i % kChunks;
-    const bool valid = row < count;
-    simt::copy_async_16(tile + row * kPitch + chunk * 16,
-                        rows + (valid ? row * stride + chunk * 16 : 0), valid);
+  for (int offset = 0; offset < kRowBytes; offset += 32) {
+    if (kRowBytes % 32 == 0 || offset + first < kRowBytes) {
+      simt::copy_async_16(target + offset, source + (valid ? offset : 0), valid);
+    }
   }
 }
 
-// Copies the first `count` of kRows rows of a tile to global memory.
-template <int kRows, int kRowBytes, int kThreads>
+// Copies the first `count` of kRows rows of a tile to global memory. 2 * kRows threads share the work.
+template <int kRows, int kRowBytes>
 SIMT_DEVICE void store_tile(Byte* rows, int64_t stride, int count, const Byte* tile, int worker) {
-  constexpr int kChunks = kRowBytes / 16, kPitch = tile_pitch(kRowBytes);
+  constexpr int kPitch = tile_pitch(kRowBytes);
+  const int row = shared_row(worker), first = worker % 2 * 16;
+  if (row >= count) return;
+  const Byte* const source = tile + row * kPitch + first;
+  Byte* const target = rows + row * stride + first;
   SIMT_UNROLL
-  for (int i = worker; i < kRows * kChunks; i += kThreads) {
-    const int row = i / kChunks, chunk = i % kChunks;
-    if (row < count) {
-      *reinterpret_cast<Chunk*>(rows + row * stride + chunk * 16) =
-          *reinterpret_cast<const Chunk*>(tile + row * kPitch + chunk * 16);
+  for (int offset = 0; offset < kRowBytes; offset += 32) {
+    if (kRowBytes % 32 == 0 || offset + first < kRowBytes) {
+      *reinterpret_cast<Chunk*>(target + offset) = *reinterpret_cast<const Chunk*>(source + offset);
     }
   }
 }

@@ -8,7 +8,7 @@
 
 #define SIMT_DEVICE __device__ __forceinline__
 #define SIMT_KERNEL extern "C" __global__
-#define SIMT_BOUNDS(threads) __launch_bounds__(threads)
+#define SIMT_BOUNDS(...) __launch_bounds__(__VA_ARGS__)  // threads, and blocks that should fit
 #define SIMT_UNROLL _Pragma("unroll")
 
 namespace simt {

@@ -10,7 +10,7 @@
 
 #define SIMT_DEVICE inline
 #define SIMT_KERNEL extern "C"
-#define SIMT_BOUNDS(threads)
+#define SIMT_BOUNDS(...)
 #define SIMT_UNROLL
 
 namespace simt {

@@ -87,7 +87,7 @@ def launch(
         kernel,
         machine,
         specials=specials.values,
-        symbols=symbols,
+        symbols=symbols | offsets,
         parameters=offsets,
         parameter_data=data,
         global_space=global_space,

@@ -10,7 +10,7 @@ from tools.ptx.decode import Context, instruction, space_of, vector
 from tools.ptx.lanes import WARP, Lanes
 from tools.ptx.machine import Run
 from tools.ptx.spaces import LOCAL_WINDOW, SHARED_WINDOW, WINDOW_SIZE, Space
-from tools.ptx.syntax import Address, Instruction, Operand, Symbol
+from tools.ptx.syntax import Address, Instruction, Operand, PtxError, Symbol
 from tools.ptx.types import TYPES, Array
 
 # Orderings under which simultaneous accesses are no race, and those that also order other accesses.
@@ -127,16 +127,37 @@ def _load_parameter(context: Context, item: Instruction) -> Run:
     type_name = item.parts[-1]
     dtype = TYPES[type_name]
     source = item.operands[1]
-    if not isinstance(source, Address) or not isinstance(source.base, Symbol):
-        raise ValueError("parameters are addressed by name")
-    offset = context.parameters[source.base.name] + source.offset
+    if not isinstance(source, Address):
+        raise ValueError("the operand is no address")
     targets = vector(item.operands[0])
     outs = [context.write(target, type_name) for target in targets]
+    if not isinstance(source.base, Symbol):
+        return _load_computed_parameter(context, item, outs)
+    offset = context.parameters[source.base.name] + source.offset
     values = np.frombuffer(context.parameter_data, dtype, len(targets), offset)
 
     def run(lanes: Lanes) -> None:
         for out, value in zip(outs, values, strict=True):
             out[lanes.index] = value
+
+    return run
+
+
+def _load_computed_parameter(context: Context, item: Instruction, outs: list[Any]) -> Run:
+    """From an address in a register, which `mov` took from a parameter's name."""
+    dtype = TYPES[item.parts[-1]]
+    data = np.frombuffer(context.parameter_data, np.uint8)
+    address = context.address(item.operands[1])
+    width = len(outs) * dtype.itemsize
+
+    def run(lanes: Lanes) -> None:
+        first = address(lanes).astype(np.int64)
+        if (first < 0).any() or (first + width > len(data)).any():
+            raise PtxError(f"PTX line {item.line}: no parameter lies there: {item.text}")
+        raw = data[first[:, None] + np.arange(width)]
+        values = np.ascontiguousarray(raw).view(dtype)
+        for place, out in enumerate(outs):
+            out[lanes.index] = values[:, place]
 
     return run
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from metal_edge.export.masked_attention import Fill, MaskedAttentionSpec, pack_mask
 from tools.kernels import build
+from tools.ptx import Device, Module, Report
+from tools.ptx import launch as interpret
 
 Array = NDArray[Any]
 
@@ -206,6 +208,66 @@ def run_host(
     call = prepare(library, tensors, spec)
     library.launch(call.problem, call.buffers, seed)
     return call.out
+
+
+def ptx_module(head_dims: Sequence[int], arch: str = "sm_87") -> Module:
+    """The kernels' PTX for the interpreter.
+
+    Raises:
+        build.MissingToolError: no nvcc.
+    """
+    path = build.ptx(FOLDER / "kernels.cu", arch, head_dims_define(head_dims), line_info=True)
+    return Module.parse(path.read_text())
+
+
+def run_ptx(
+    library: HostLibrary,
+    module: Module,
+    tensors: Sequence[Array],
+    spec: MaskedAttentionSpec,
+    *,
+    seed: int | None = None,
+    profile: bool = False,
+) -> tuple[Array, Report]:
+    """The operator's result [B, N, W] by interpretation, with what it saw.
+
+    Args:
+        library: plans the launch; its head dims are those of `module`.
+        module: see `ptx_module`.
+        tensors: one, two or three inputs as kernels/README.md lists them.
+        spec: the node's attributes.
+        seed: the order of blocks and warps; None is lockstep.
+        profile: count memory traffic too.
+
+    Raises:
+        UnsupportedError: no kernel takes the problem.
+        ViolationError: the kernel broke a rule of the programming model.
+    """
+    call = prepare(library, tensors, spec)
+    device = Device()
+    given = [device.upload(each, f"input {index}") for index, each in enumerate(call.tensors)]
+    _, offsets = _describe(tensors, spec)
+    out = device.upload(call.out, "out")
+    buffers = Buffers(
+        *(given[index] + offset for index, offset in offsets),
+        out,
+        device.upload(call.mask, "mask"),
+        device.upload(call.tiles, "tiles"),
+        device.upload(call.slopes, "slopes") if spec.slopes else None,
+    )
+    plan = library.plan(call.problem)
+    report = interpret(
+        module,
+        plan.kernel.decode(),
+        list(plan.grid),
+        plan.threads,
+        [library.arguments(call.problem, buffers)],
+        shared_bytes=plan.shared_bytes,
+        seed=seed,
+        device=device,
+        profile=profile,
+    )
+    return device.download(out, call.out), report
 
 
 def _describe(

@@ -122,7 +122,7 @@ def read_graph(path: Path) -> Graph:
     """
     try:
         model = onnx.load(str(path))
-        _sort(model.graph)
+        sort_nodes(model.graph)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -143,7 +143,7 @@ def read_graph(path: Path) -> Graph:
     return _graph(inferred.graph, opset, batch)
 
 
-def _sort(graph: onnx.GraphProto) -> None:
+def sort_nodes(graph: onnx.GraphProto) -> None:
     """Puts nodes after what they read, as ONNX wants it; ONNX Runtime runs unsorted files too.
 
     Raises:

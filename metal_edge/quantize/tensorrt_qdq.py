@@ -12,13 +12,18 @@ TensorRT's rules differ from those that make x86 fast (`int8.py`):
 
 Which layers are quantised, int8 weights and activation ranges are taken over unchanged. A range
 [low, high] becomes +-max(-low, high): what has one sign, as after a clip, loses one bit.
+
+Attention between the layers stays a float here. Whoever replaces it by an operator with int8
+tensors needs their ranges: those of all tensors that calibration saw go along in the file's
+metadata, which TensorRT passes over.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -32,6 +37,7 @@ from metal_edge.errors import DataError
 
 _LAYERS = {"MatMul", "Gemm", "Conv"}
 _HIGHEST = 127
+_AMPLITUDES = "metal_edge.amplitudes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +58,17 @@ class QuantisedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a calibrated graph says, by the names of its nodes."""
+    """What a calibrated graph says.
+
+    Attributes:
+        layers: by the names of the nodes.
+        sums: likewise; amplitude of either operand.
+        amplitudes: by the names of the float tensors that are quantised.
+    """
 
     layers: Mapping[str, QuantisedLayer]
-    sums: Mapping[str, tuple[float, float]]  # amplitude of either operand
+    sums: Mapping[str, tuple[float, float]]
+    amplitudes: Mapping[str, float] = field(default_factory=dict)
 
 
 def write_tensorrt_int8(base: Path, calibrated: Path, destination: Path) -> int:
@@ -90,7 +103,21 @@ def read_calibration(model: ModelProto) -> Calibration:
             sums[node.name] = (graph.amplitude(dequantised[0]), graph.amplitude(dequantised[1]))
     if not layers:
         raise DataError("the calibrated graph has no quantised layer", "calibrate it again")
-    return Calibration(layers, sums)
+    amplitudes = {
+        node.input[0]: graph.amplitude(node)
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear" and node.input[0] not in graph.constant
+    }
+    return Calibration(layers, sums, amplitudes)
+
+
+def read_amplitudes(model: ModelProto) -> dict[str, float]:
+    """Largest magnitudes of float tensors by name, out of a graph of `tensorrt_int8`.
+
+    Empty for other graphs.
+    """
+    found = next((p.value for p in model.metadata_props if p.key == _AMPLITUDES), "{}")
+    return {str(name): float(value) for name, value in json.loads(found).items()}
 
 
 def tensorrt_int8(base: ModelProto, calibration: Calibration) -> ModelProto:
@@ -118,6 +145,8 @@ def tensorrt_int8(base: ModelProto, calibration: Calibration) -> ModelProto:
         if name in nodes:
             editor.quantise_skip(nodes[name], amplitudes, set(calibration.layers))
     editor.finish()
+    known = json.dumps(dict(sorted(calibration.amplitudes.items())))
+    model.metadata_props.append(onnx.StringStringEntryProto(key=_AMPLITUDES, value=known))
     onnx.checker.check_model(model, full_check=True)
     return model
 
@@ -143,7 +172,7 @@ class _Index:
         return QuantisedLayer(self.amplitude(activation), values, scale, axis)
 
     def amplitude(self, node: NodeProto) -> float:
-        """Largest magnitude that calibration saw, from a DequantizeLinear with one scale."""
+        """Largest magnitude that calibration saw, from a Q or DQ node with one scale."""
         zero = self._value(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
         limits = np.iinfo(zero.dtype)
         lowest = -limits.max if limits.min < 0 else 0  # of int8, -127: symmetric
@@ -209,7 +238,7 @@ class _Editor:
     def _activation(self, name: str, amplitude: float, kind: np.dtype[Any]) -> str:
         """Q and DQ of a tensor, shared by all that read it; the name to read instead."""
         if name not in self.done:
-            scale = np.asarray(max(amplitude / _HIGHEST, _least_scale(kind)), kind)
+            scale = np.asarray(max(amplitude / _HIGHEST, least_scale(kind)), kind)
             pair = self._names(name, scale, np.zeros((), np.int8))
             quantised, dequantised = f"{name}_quantised", f"{name}_dequantised"
             self._insert("QuantizeLinear", [name, *pair], quantised)
@@ -219,7 +248,7 @@ class _Editor:
 
     def _weight(self, name: str, layer: QuantisedLayer, kind: np.dtype[Any]) -> str:
         if name not in self.done:
-            scale = np.maximum(layer.scale, _least_scale(kind)).astype(kind)
+            scale = np.maximum(layer.scale, least_scale(kind)).astype(kind)
             zero = np.zeros(scale.shape, np.int8)
             values = _in_steps_of(layer, scale)
             source, dequantised = f"{name}_int8", f"{name}_dequantised"
@@ -256,10 +285,10 @@ def _in_steps_of(layer: QuantisedLayer, scale: NDArray[Any]) -> NDArray[np.int8]
     """The int8 weight, coarser where its own step is below what the scale's type can hold."""
     shape = [1] * layer.weight.ndim
     shape[layer.axis] = -1
-    ratio = np.minimum(layer.scale.astype(np.float64) / _least_scale(scale.dtype), 1.0)
+    ratio = np.minimum(layer.scale.astype(np.float64) / least_scale(scale.dtype), 1.0)
     return np.rint(layer.weight * ratio.reshape(shape)).astype(np.int8)
 
 
-def _least_scale(kind: np.dtype[Any]) -> float:
+def least_scale(kind: np.dtype[Any]) -> float:
     """Least normal number: below, a scale keeps ever fewer digits and at last becomes 0."""
     return float(np.finfo(kind).smallest_normal)

@@ -84,6 +84,8 @@ Block::Block(const Setup& setup, Index3 place)
 Block::~Block() {
   for (Lane& lane : lanes_) {
     if (lane.stack != nullptr && !race::kWatched) spare_stacks().push_back(std::move(lane.stack));
+    if (lane.clock != nullptr) race::destroy(lane.clock);
+    if (lane.copy_clock != nullptr) race::destroy(lane.copy_clock);
   }
   free(allocation_);
 }
@@ -97,18 +99,17 @@ void Block::draw_warps() {
   }
 }
 
+std::string Block::clock_name(const Lane& lane) const {
+  return "block " + text(place_) + " thread " + std::to_string(lane.thread);
+}
+
 bool Block::run() {
   running_ = this;
   caller_clock_ = race::running();
   for (Lane& lane : lanes_) {
     lane.stack = take_stack();
     prepare(lane.fiber, *lane.stack, &Block::enter);
-    if (race::kWatched) {
-      const std::string name =
-          "block " + text(place_) + " thread " + std::to_string(lane.thread);
-      lane.clock = race::create(name.c_str());
-      lane.copy_clock = race::create((name + " async copies").c_str());
-    }
+    if (race::kWatched) lane.clock = race::create(clock_name(lane).c_str());
   }
   Lane* first = next();
   lane_ = first;
@@ -117,10 +118,6 @@ bool Block::run() {
   race::become(first->clock);
   switch_to(caller_, first->fiber);
   running_ = nullptr;
-  for (Lane& lane : lanes_) {
-    if (lane.clock != nullptr) race::destroy(lane.clock);
-    if (lane.copy_clock != nullptr) race::destroy(lane.copy_clock);
-  }
   for (int i = 0; i < kGuardBytes && error_.empty(); ++i) {
     if (shared_[setup_.shared_bytes + i] == kGuard) continue;
     record(nullptr, "wrote beyond the " + std::to_string(setup_.shared_bytes) +
@@ -291,6 +288,9 @@ void Block::copy_async(void* target, const void* source, bool valid) {
   Lane& me = *lane_;
   if (race::kWatched) {
     // The copy is ordered after what its thread did so far, and from now on runs beside it.
+    if (me.copy_clock == nullptr) {
+      me.copy_clock = race::create((clock_name(me) + ", its async copies").c_str());
+    }
     char issue = 0;
     race::release(&issue);
     race::become(me.copy_clock);
@@ -308,6 +308,7 @@ void Block::commit_copies() {
   me.open_group += 1;
   if (race::kWatched) {
     me.group_tokens.push_back(0);
+    if (me.copy_clock == nullptr) return;  // a group without copies
     race::become(me.copy_clock);
     race::release(&me.group_tokens.back());
     race::become(me.clock);

@@ -115,6 +115,7 @@ class Block {
   [[noreturn]] void fail(const std::string& why);
   void record(const Lane* at, const std::string& why);
   std::string who_waits() const;
+  std::string clock_name(const Lane& lane) const;
   void draw_warps();
 
   static Block* running_;

@@ -5,6 +5,7 @@
 // and calls these functions where CUDA orders memory; in other builds they are empty.
 #pragma once
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef SIMT_THREAD_SANITIZER
 #include <sanitizer/tsan_interface.h>
@@ -12,6 +13,7 @@
 extern "C" {
 void __tsan_read_range(void* address, unsigned long size);
 void __tsan_write_range(void* address, unsigned long size);
+int __tsan_atomic32_fetch_add(volatile int* address, int value, int order);
 }
 #endif
 
@@ -34,6 +36,9 @@ inline void release(void* at) { __tsan_release(at); }
 inline void acquire(void* at) { __tsan_acquire(at); }
 inline void read(const void* at, size_t size) { __tsan_read_range(const_cast<void*>(at), size); }
 inline void write(void* at, size_t size) { __tsan_write_range(at, size); }
+inline int32_t atomic_add(int32_t* at, int32_t value) {
+  return __tsan_atomic32_fetch_add(at, value, __ATOMIC_RELAXED);
+}
 #else
 constexpr bool kWatched = false;
 using Clock = void*;
@@ -45,6 +50,9 @@ inline void release(void*) {}
 inline void acquire(void*) {}
 inline void read(const void*, size_t) {}
 inline void write(void*, size_t) {}
+inline int32_t atomic_add(int32_t* at, int32_t value) {
+  return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
+}
 #endif
 
 }  // namespace simt::race

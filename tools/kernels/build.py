@@ -89,7 +89,7 @@ def host_library(
 
     Args:
         sources: compiled as C++.
-        defines: macros.
+        defines: macros; those that start with SIMT_ hold for the emulation too.
         sanitizer: "address" (with undefined behaviour) or "thread"; see `sanitizer_environment`.
         includes: folders to search before kernels/ and kernels/simt/.
         cache: where results are kept.
@@ -99,12 +99,13 @@ def host_library(
         BuildError: a source does not compile without warnings, or does not link.
     """
     folders = (*includes, *_INCLUDES)
-    macros = [f"-D{name}={value}" for name, value in sorted((defines or {}).items())]
+    macros = _macros(defines)
     objects = [
         _object(source, [*_kernel_flags(sanitizer), *macros], folders, cache) for source in sources
     ]
     # The emulation tells ThreadSanitizer what to watch; its own bookkeeping must not be.
-    objects += [_object(source, _runtime_flags(sanitizer), folders, cache) for source in RUNTIME]
+    own = [*_runtime_flags(sanitizer), *(macro for macro in macros if macro.startswith("-DSIMT_"))]
+    objects += [_object(source, own, _INCLUDES, cache) for source in RUNTIME]
     link = ["-shared", *([f"-fsanitize={_SANITIZERS[sanitizer]}"] if sanitizer else [])]
     key = _key([str(find_gxx()), *link, *(built.name for built in objects)])
     return _cached(
@@ -222,6 +223,10 @@ def parse_ptxas(text: str) -> dict[str, Resources]:
 _SANITIZERS = {"address": "address,undefined", "thread": "thread"}
 
 
+def _macros(defines: Defines | None) -> list[str]:
+    return [f"-D{name}={value}" for name, value in sorted((defines or {}).items())]
+
+
 def _kernel_flags(sanitizer: Sanitizer | None) -> list[str]:
     if sanitizer is None:
         return [*_HOST_FLAGS, "-O2", "-Werror"]
@@ -258,10 +263,7 @@ def _device(
 ) -> Path:
     compiler = find_nvcc()
     folders = (*includes, *_INCLUDES)
-    every = [
-        *_DEVICE_FLAGS, *flags,
-        *(f"-D{name}={value}" for name, value in sorted((defines or {}).items())),
-    ]  # fmt: skip
+    every = [*_DEVICE_FLAGS, *flags, *_macros(defines)]
     key = _key([_version(compiler), *every], _closure(source, folders))
     command = [str(compiler), *every, *(f"-I{folder}" for folder in folders), str(source)]
     return _cached(cache / f"{source.stem}-{key}.{suffix}", command, str(source))

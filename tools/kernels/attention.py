@@ -7,6 +7,7 @@ what an ONNX node would be: its input tensors and a `MaskedAttentionSpec`.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ ALL_HEAD_DIMS = tuple(range(16, 129, 16))
 _TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
 _FILLS = {Fill.EXCLUDE: 0, Fill.ZERO: 1}
 _TEXT_SIZE = 256
+# What memory holds before a kernel writes it.
+UNWRITTEN = {np.dtype(np.float32): np.nan, np.dtype(np.float16): np.nan, np.dtype(np.int8): 99}
 
 
 class Problem(ctypes.Structure):
@@ -83,11 +86,13 @@ class Call:
 
     problem: Problem
     buffers: Buffers
-    tensors: tuple[Array, ...]
+    tensors: tuple[Array, ...]  # with their slack
+    places: tuple[tuple[int, int], ...]  # of query, key and value: which tensor, bytes into it
     mask: NDArray[np.uint32]
     tiles: NDArray[np.uint32]
     slopes: NDArray[np.float32]
-    out: Array
+    room: Array  # the output with its slack
+    out: Array  # [B, N, W], the view of it
 
 
 def head_dims_define(head_dims: Sequence[int]) -> dict[str, str]:
@@ -166,48 +171,67 @@ class HostLibrary:
             raise LaunchError(f"status {status}: {error}" if error else f"status {status}")
 
 
-def prepare(library: HostLibrary, tensors: Sequence[Array], spec: MaskedAttentionSpec) -> Call:
-    """Structs and arrays of one launch; the output is filled with NaN, or with 99 for int8.
+def prepare(
+    library: HostLibrary,
+    tensors: Sequence[Array],
+    spec: MaskedAttentionSpec,
+    slack: tuple[int, int] = (0, 0),
+) -> Call:
+    """Structs and arrays of one launch; the output is filled with `UNWRITTEN`.
 
     Args:
         library: checks the problem and packs the tiles.
         tensors: one, two or three inputs as kernels/README.md lists them.
         spec: the node's attributes.
+        slack: rows after every image, and elements after every row, of inputs and output, which
+            hold `UNWRITTEN` too; elements as multiples of 16.
 
     Raises:
         UnsupportedError: no kernel takes the problem.
     """
-    problem, offsets = _describe(tensors, spec)
+    problem, places = _describe(tensors, spec, slack)
     refusal = library.refusal(problem)
     if refusal is not None:
         raise UnsupportedError(refusal)
-    given = tuple(_aligned(each) for each in tensors)
+    given = tuple(_spacious(each, slack) for each in tensors)
     mask = pack_mask(spec.allowed)
     tiles = library.tiles(problem, mask)
     slopes = np.array(spec.slopes, np.float32)
     shape = (problem.batch, problem.queries, problem.heads * problem.head_dim)
-    unwritten = 99 if given[0].dtype == np.int8 else np.nan
-    out = _aligned(np.full(shape, unwritten, given[0].dtype))
-    q, k, v = (given[index].ctypes.data + offset for index, offset in offsets)
+    room = _spacious(np.full(shape, UNWRITTEN[given[0].dtype], given[0].dtype), slack)
+    q, k, v = (given[index].ctypes.data + offset for index, offset in places)
     buffers = Buffers(
-        q, k, v, out.ctypes.data, mask.ctypes.data, tiles.ctypes.data,
+        q, k, v, room.ctypes.data, mask.ctypes.data, tiles.ctypes.data,
         slopes.ctypes.data if spec.slopes else None,
     )  # fmt: skip
-    return Call(problem, buffers, given, mask, tiles, slopes, out)
+    out = room[:, : shape[1], : shape[2]]
+    return Call(problem, buffers, given, tuple(places), mask, tiles, slopes, room, out)
 
 
 def run_host(
-    library: HostLibrary, tensors: Sequence[Array], spec: MaskedAttentionSpec, seed: int = 0
+    library: HostLibrary,
+    tensors: Sequence[Array],
+    spec: MaskedAttentionSpec,
+    *,
+    seed: int = 0,
+    slack: tuple[int, int] = (0, 0),
 ) -> Array:
     """The operator's result [B, N, W] by the emulation.
 
+    Args:
+        library: runs it.
+        tensors: one, two or three inputs as kernels/README.md lists them.
+        spec: the node's attributes.
+        seed: the order of blocks, warps and lanes; 0 is ascending.
+        slack: see `prepare`.
+
     Raises:
         UnsupportedError: no kernel takes the problem.
-        LaunchError: the emulation found a fault in the kernel.
+        LaunchError: the emulation found a fault, or the kernel wrote beyond its output.
     """
-    call = prepare(library, tensors, spec)
+    call = prepare(library, tensors, spec, slack)
     library.launch(call.problem, call.buffers, seed)
-    return call.out
+    return _written(call, call.room)
 
 
 def ptx_module(head_dims: Sequence[int], arch: str = "sm_87") -> Module:
@@ -227,6 +251,7 @@ def run_ptx(
     spec: MaskedAttentionSpec,
     *,
     seed: int | None = None,
+    slack: tuple[int, int] = (0, 0),
     profile: bool = False,
 ) -> tuple[Array, Report]:
     """The operator's result [B, N, W] by interpretation, with what it saw.
@@ -237,19 +262,20 @@ def run_ptx(
         tensors: one, two or three inputs as kernels/README.md lists them.
         spec: the node's attributes.
         seed: the order of blocks and warps; None is lockstep.
+        slack: see `prepare`.
         profile: count memory traffic too.
 
     Raises:
         UnsupportedError: no kernel takes the problem.
+        LaunchError: the kernel wrote beyond its output.
         ViolationError: the kernel broke a rule of the programming model.
     """
-    call = prepare(library, tensors, spec)
+    call = prepare(library, tensors, spec, slack)
     device = Device()
     given = [device.upload(each, f"input {index}") for index, each in enumerate(call.tensors)]
-    _, offsets = _describe(tensors, spec)
-    out = device.upload(call.out, "out")
+    out = device.upload(call.room, "out")
     buffers = Buffers(
-        *(given[index] + offset for index, offset in offsets),
+        *(given[index] + offset for index, offset in call.places),
         out,
         device.upload(call.mask, "mask"),
         device.upload(call.tiles, "tiles"),
@@ -267,11 +293,11 @@ def run_ptx(
         device=device,
         profile=profile,
     )
-    return device.download(out, call.out), report
+    return _written(call, device.download(out, call.room)), report
 
 
 def _describe(
-    tensors: Sequence[Array], spec: MaskedAttentionSpec
+    tensors: Sequence[Array], spec: MaskedAttentionSpec, slack: tuple[int, int]
 ) -> tuple[Problem, list[tuple[int, int]]]:
     """The problem, and for query, key and value: which tensor, and how many bytes into it."""
     size = tensors[0].itemsize
@@ -295,24 +321,39 @@ def _describe(
         mask_heads=groups,
         columns=spec.columns,
         scale=head_dim**-0.5 if spec.scale is None else spec.scale,
-        out_batch=queries * width,
-        out_row=width,
+        out_batch=(queries + slack[0]) * (width + slack[1]),
+        out_row=width + slack[1],
     )
     if spec.int8 is not None:
         problem.q_scale, problem.k_scale = spec.int8.q, spec.int8.k
         problem.v_scale, problem.out_scale = spec.int8.v, spec.int8.out
     for name, (index, _) in zip("qkv", places, strict=True):
-        batch, tokens, row = tensors[index].shape
+        batch, tokens, columns = tensors[index].shape
+        row = columns + slack[1]
         setattr(problem, f"{name}_row", row)
         shared = batch == 1 and last.shape[0] > 1
-        setattr(problem, f"{name}_batch", 0 if shared else tokens * row)
+        setattr(problem, f"{name}_batch", 0 if shared else (tokens + slack[0]) * row)
     return problem, [(index, offset * size) for index, offset in places]
 
 
-def _aligned(array: Array) -> Array:
-    """A copy in C order, as aligned as device memory is."""
-    room = np.empty(array.nbytes + 255, np.uint8)
+def _spacious(array: Array, slack: tuple[int, int]) -> Array:
+    """A copy [B, T + slack, W + slack] in C order, as aligned as device memory is."""
+    batch, tokens, columns = array.shape
+    shape = (batch, tokens + slack[0], columns + slack[1])
+    size = math.prod(shape) * array.itemsize
+    room = np.empty(size + 255, np.uint8)
     start = -room.ctypes.data % 256
-    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
+    copy: Array = room[start : start + size].view(array.dtype).reshape(shape)
+    copy[...] = UNWRITTEN[array.dtype]
+    copy[:, :tokens, :columns] = array
     return copy
+
+
+def _written(call: Call, room: Array) -> Array:
+    """The result, when the slack around it is as it was."""
+    out = room[:, : call.out.shape[1], : call.out.shape[2]].copy()
+    outside = room.copy()
+    outside[:, : out.shape[1], : out.shape[2]] = UNWRITTEN[room.dtype]
+    if not np.array_equal(outside, np.full_like(room, UNWRITTEN[room.dtype]), equal_nan=True):
+        raise LaunchError("the kernel wrote beyond its output")
+    return out

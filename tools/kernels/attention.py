@@ -7,7 +7,6 @@ what an ONNX node would be: its input tensors and a `MaskedAttentionSpec`.
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,7 @@ from tools.ptx import launch as interpret
 Array = NDArray[Any]
 
 FOLDER = build.KERNELS / "attention"
-SOURCES = tuple(
-    FOLDER / name for name in ("kernels.cu", "launch.cu", "planner.cpp", "host_api.cpp")
-)
+SOURCES = ("kernels.cu", "launch.cu", "planner.cpp", "host_api.cpp")
 ALL_HEAD_DIMS = tuple(range(16, 129, 16))
 
 _TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
@@ -106,16 +103,20 @@ class HostLibrary:
     Args:
         head_dims: which to compile; fewer build sooner.
         sanitizer: see `build.host_library`.
+        folder: where the sources lie; tests pass altered copies.
     """
 
     def __init__(
         self,
         head_dims: Sequence[int] = ALL_HEAD_DIMS,
         sanitizer: build.Sanitizer | None = None,
+        folder: Path = FOLDER,
     ) -> None:
         self.head_dims = tuple(head_dims)
         self.path: Path = build.host_library(
-            SOURCES, defines=head_dims_define(head_dims), sanitizer=sanitizer
+            [folder / name for name in SOURCES],
+            defines=head_dims_define(head_dims),
+            sanitizer=sanitizer,
         )
         self._library = ctypes.CDLL(str(self.path))
         self._library.attention_plan.restype = Plan
@@ -234,13 +235,13 @@ def run_host(
     return _written(call, call.room)
 
 
-def ptx_module(head_dims: Sequence[int], arch: str = "sm_87") -> Module:
-    """The kernels' PTX for the interpreter.
+def ptx_module(head_dims: Sequence[int], arch: str = "sm_87", folder: Path = FOLDER) -> Module:
+    """The kernels' PTX for the interpreter; arguments as of `HostLibrary`.
 
     Raises:
         build.MissingToolError: no nvcc.
     """
-    path = build.ptx(FOLDER / "kernels.cu", arch, head_dims_define(head_dims), line_info=True)
+    path = build.ptx(folder / "kernels.cu", arch, head_dims_define(head_dims), line_info=True)
     return Module.parse(path.read_text())
 
 
@@ -337,14 +338,15 @@ def _describe(
 
 
 def _spacious(array: Array, slack: tuple[int, int]) -> Array:
-    """A copy [B, T + slack, W + slack] in C order, as aligned as device memory is."""
+    """A copy [B, T + slack, W + slack] in C order, 16-byte aligned.
+
+    Its memory ends with it, so that AddressSanitizer sees the first byte beyond.
+    """
     batch, tokens, columns = array.shape
     shape = (batch, tokens + slack[0], columns + slack[1])
-    size = math.prod(shape) * array.itemsize
-    room = np.empty(size + 255, np.uint8)
-    start = -room.ctypes.data % 256
-    copy: Array = room[start : start + size].view(array.dtype).reshape(shape)
-    copy[...] = UNWRITTEN[array.dtype]
+    copy: Array = np.full(shape, UNWRITTEN[array.dtype], array.dtype)
+    if copy.ctypes.data % 16:
+        raise MemoryError("this platform's arrays do not start at multiples of 16 bytes")
     copy[:, :tokens, :columns] = array
     return copy
 

@@ -17,13 +17,19 @@ int main(int count, char** arguments) {
     walk::World const world{library, logger, emulated};
     std::pair<char const*, void (*)(walk::World const&)> const parts[] = {
         {"creators", walk::creators}, {"build time", walk::build_time}, {"serialisation", walk::serialisation},
-        {"refusals", walk::refusals}, {"run time", walk::run_time}, {"numbers", walk::numbers}};
-    for (auto const& [name, part] : parts) {
+        {"refusals", walk::refusals}, {"run time", walk::run_time}};
+    auto const run = [&](char const* name, void (*part)(walk::World const&)) {
       int const before = walk::failures;
       part(world);
-      std::printf("%s - %s\n", walk::failures == before ? "ok" : "FAILED", name);
       std::string const left = logger.take();
       if (!left.empty()) walk::fail(name, 0, "messages that nothing expected: " + left);
+      std::printf("%s - %s\n", walk::failures == before ? "ok" : "FAILED", name);
+    };
+    for (auto const& [name, part] : parts) run(name, part);
+    if (emulated) {
+      run("numbers", walk::numbers);
+    } else {
+      std::printf("skipped - numbers: only an emulated library computes here\n");
     }
   }
   std::printf("%d failures\n", walk::failures);

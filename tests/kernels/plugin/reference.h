@@ -9,12 +9,18 @@
 
 namespace reference {
 
+#ifdef __aarch64__
+using Half = __fp16;  // g++ has _Float16 there from version 13 on
+#else
+using Half = _Float16;
+#endif
+
 using Numbers = std::vector<double>;
 using Round = double (*)(double);
 
 inline double exact(double value) { return value; }
 inline double to_float(double value) { return double(float(value)); }
-inline double to_half(double value) { return double(_Float16(value)); }
+inline double to_half(double value) { return double(Half(float(value))); }
 
 struct Attention {
   int64_t batch, heads, head_dim, queries, keys;

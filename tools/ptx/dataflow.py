@@ -6,6 +6,7 @@ kernel leaves only the doubtful reads to be checked while the kernel runs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from tools.ptx.syntax import (
@@ -78,37 +79,41 @@ def _successors(kernel: Kernel, number: int) -> list[int]:
     return following
 
 
+@functools.lru_cache(maxsize=64)
+def effects(kernel: Kernel) -> list[tuple[set[str], set[str]]]:
+    """`reads_and_writes` of all instructions."""
+    return [reads_and_writes(item) for item in kernel.instructions]
+
+
+@functools.lru_cache(maxsize=64)
 def maybe_uninitialised(kernel: Kernel) -> dict[int, list[str]]:
     """By instruction: the registers it reads that some path may not have written."""
-    names = sorted(kernel.registers)
-    bit = {name: 1 << position for position, name in enumerate(names)}
-    everything = (1 << len(names)) - 1
-    effects = []
-    for item in kernel.instructions:
-        reads, writes = reads_and_writes(item)
+    bit = {name: 1 << position for position, name in enumerate(kernel.registers)}
+    everything = (1 << len(bit)) - 1
+    transfer = []
+    for item, (reads, writes) in zip(kernel.instructions, effects(kernel), strict=True):
         # a guarded instruction may write nothing
         surely = 0 if item.guard is not None else sum(bit[name] for name in writes)
-        effects.append((sum(bit[name] for name in reads), surely, is_copy(item)))
-    assigned = [everything] * len(effects)  # what is surely written before each instruction
-    if assigned:
+        transfer.append((sum(bit[name] for name in reads), surely, is_copy(item)))
+    assigned = [everything] * len(transfer)  # what is surely written before each instruction
+    visited = [False] * len(transfer)
+    pending = [0] if transfer else []
+    if transfer:
         assigned[0] = 0
-    pending = [0] if assigned else []
-    visited = [False] * len(effects)
     while pending:
         number = pending.pop()
         visited[number] = True
-        reads_bits, writes_bits, copy = effects[number]
-        after = assigned[number] | writes_bits
-        if copy and reads_bits & ~assigned[number]:  # a copy of nothing is nothing
-            after &= ~writes_bits
+        read_bits, write_bits, copy = transfer[number]
+        after = assigned[number] | write_bits
+        if copy and read_bits & ~assigned[number]:  # a copy of nothing is nothing
+            after &= ~write_bits
         for following in _successors(kernel, number):
             joined = assigned[following] & after
             if joined != assigned[following] or not visited[following]:
                 assigned[following] = joined
                 pending.append(following)
-    doubtful = {}
-    for number, (reads_bits, _, _) in enumerate(effects):
-        missing = reads_bits & ~assigned[number]
-        if visited[number] and missing:
-            doubtful[number] = [name for name in names if bit[name] & missing]
-    return doubtful
+    return {
+        number: sorted(name for name in reads if not bit[name] & assigned[number])
+        for number, (reads, _) in enumerate(effects(kernel))
+        if visited[number] and transfer[number][0] & ~assigned[number]
+    }

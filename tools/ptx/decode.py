@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tools.ptx.copies import AsyncCopies
-from tools.ptx.dataflow import is_copy, reads_and_writes
+from tools.ptx.dataflow import effects, is_copy
 from tools.ptx.lanes import WARP, Lanes
 from tools.ptx.machine import Machine, Run, Step
 from tools.ptx.report import Kind
@@ -224,6 +224,7 @@ class Tracker:
     def __init__(self, context: Context, doubtful: dict[int, list[str]]) -> None:
         self.context = context
         self.doubtful = doubtful
+        self.effects = effects(context.kernel)
         names = sorted({name for found in doubtful.values() for name in found})
         self.written = {name: np.zeros(context.machine.lane_count, bool) for name in names}
 
@@ -236,7 +237,7 @@ class Tracker:
         """Adds what must happen before and after an instruction."""
         item = step.instruction
         doubtful = self.doubtful.get(number, [])
-        _, writes = reads_and_writes(item)
+        _, writes = self.effects[number]
         marked = [self.written[name] for name in sorted(writes) if name in self.written]
         if is_copy(item):
             # Copying nothing is no use of it: compilers do that where a value does not matter.

@@ -49,8 +49,9 @@ def launch(
 
     arguments: an array is copied to the device and back, into the same array; a number is a scalar
     (a device pointer is one); bytes and ctypes structures are struct parameters.
-    shared_bytes: dynamic shared memory per block. seed: None runs warps and blocks in lockstep as
-    far as they go together, which is fast; a number shuffles the order of warps and blocks.
+    shared_bytes: dynamic shared memory per block. seed: None runs warps in lockstep as far as they
+    go together, which is fast; a number shuffles the order of warps and of blocks. Blocks run side
+    by side, or one after another where they meet through atomics and the order is shuffled.
     profile: count memory traffic too. budget: instructions, summed over warps.
     raises: ViolationError at the end if there were violations; else they are in the report.
     """
@@ -139,7 +140,9 @@ def _shape(kernel: Kernel, grid: Dim, threads: Dim, seed: int | None) -> Shape:
         raise PtxError(f"{count} threads per block; {kernel.name} allows {limit}")
     padded = -(-count // WARP) * WARP
     blocks = grid3[0] * grid3[1] * grid3[2]
-    together = 1 if seed is not None else max(1, min(blocks, _LANES_TOGETHER // padded))
+    together = max(1, min(blocks, _LANES_TOGETHER // padded))
+    if seed is not None and _has_global_atomics(kernel):
+        together = 1  # the order of the blocks matters
     return Shape(grid3, block, together)
 
 
@@ -232,6 +235,13 @@ def _place_local(kernel: Kernel, symbols: dict[str, int]) -> int:
 def _has_fences(kernel: Kernel) -> bool:
     words = {"membar", "fence", "acquire", "release", "acq_rel"}
     return any(words & set(item.parts) for item in kernel.instructions)
+
+
+def _has_global_atomics(kernel: Kernel) -> bool:
+    return any(
+        item.parts[0] in ("atom", "red") and state_space(item) != "shared"
+        for item in kernel.instructions
+    )
 
 
 def _granule(kernel: Kernel, space: str) -> int:

@@ -84,7 +84,7 @@ class Shape:
 
 
 class Strand:
-    """Lanes that the scheduler moves together: all of the batch, or one warp.
+    """Lanes that the scheduler moves together: all of the batch, or one warp of each block.
 
     ready maps the index of the next instruction to the lanes there. The lowest index goes first:
     that is where diverged lanes meet again.
@@ -169,7 +169,8 @@ class Machine:
         if self.seed is None:
             groups = [lanes]
         else:
-            groups = np.split(lanes, np.nonzero(np.diff(lanes // WARP))[0] + 1)
+            warp = lanes // WARP % self.shape.warps
+            groups = [lanes[warp == number] for number in range(self.shape.warps)]
         self.strands = [Strand() for _ in groups]
         for strand, group in zip(self.strands, groups, strict=True):
             strand.add(0, group)
@@ -364,9 +365,9 @@ class Machine:
             if len(self.strands) == 1:
                 self.strands[0].add(int(pc) + 1, group)
                 continue
-            first_warps = [int(warp) for warp in np.unique(group // WARP)]
-            for warp in first_warps:  # with a seed, strand n is warp n of the block
-                self.strands[warp].add(int(pc) + 1, group[group // WARP == warp])
+            warps = group // WARP % self.shape.warps  # with a seed, strand n is warp n of a block
+            for warp in np.unique(warps):
+                self.strands[int(warp)].add(int(pc) + 1, group[warps == warp])
 
     def _deadlock(self) -> Stop:
         """No lane can go on: says who waits where."""

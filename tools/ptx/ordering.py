@@ -182,7 +182,7 @@ def _unordered(
     there = stamps >= 0
     if not there.any():
         return None
-    other = stamps >> _WARP_SHIFT & _WARP
+    other = np.where(there, stamps >> _WARP_SHIFT & _WARP, 0)
     time = stamps >> _TIME_SHIFT
     local = other - clocks.first_block * clocks.warps
     warps = warps[:, None]

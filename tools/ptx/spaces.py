@@ -118,6 +118,15 @@ class Space:
                 racing, lanes, index, instruction, "writes what another lane reads or writes"
             )
 
+    def note_atomic(self, lanes: Lanes, places: Array, size: int, instruction: Instruction) -> None:
+        """Checks a read-modify-write.
+
+        To the shadow it is a write only: whoever does an atomic after it has seen it.
+        """
+        if self.state is not None:
+            self._check_state(self.state[self.granules(places, size)], lanes, instruction, True)
+        self.note_write(lanes, places, size, instruction, strong=True)
+
     def _report_race(
         self, racing: Array | None, lanes: Lanes, index: Array, instruction: Instruction, what: str
     ) -> None:

@@ -135,7 +135,7 @@ class Variable:
     initial: bytes | None = None
 
 
-@dataclass
+@dataclass(eq=False)  # compared and hashed by identity: analyses of a kernel are cached
 class Kernel:
     """One entry point."""
 

@@ -253,8 +253,7 @@ def build_atomic(context: Context, item: Instruction) -> Run:
                     picked = np.arange(lanes.count)[chosen][good]
                     update(space, fewer, where[good], picked)
                 return
-            space.note_read(some, places, dtype.itemsize, item, strong=True)
-            space.note_write(some, places, dtype.itemsize, item, strong=True)
+            space.note_atomic(some, places, dtype.itemsize, item)
             space.count(some.ids, places, dtype.itemsize, item, store=True)
             memory = space.data.view(dtype)
             before = np.empty(some.count, dtype)

@@ -103,10 +103,8 @@ class Device:
         slot = (address >> _SLOT_BITS) - _FIRST_SLOT
         if address < (1 << 16):
             return f"address {address:#x}, near null"
-        for candidate in (slot, slot + 1):  # slot + 1: a little before the allocation's beginning
-            if 0 <= candidate < len(self.allocations):
-                found = self.allocations[candidate]
-                distance = address - found.address
-                if candidate == slot or distance > -(1 << 20):
-                    return f"byte {distance} of {found.name}, which has {found.size}"
+        near = self.allocations[max(0, slot) : max(0, slot + 2)]
+        if near:  # the one before the address or, for small negative offsets, the one behind it
+            found = min(near, key=lambda each: abs(address - each.address))
+            return f"byte {address - found.address} of {found.name}, which has {found.size}"
         return f"address {address:#x}, in no allocation"

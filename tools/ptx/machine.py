@@ -252,7 +252,7 @@ class Machine:
         elif step.control is Control.COLLECTIVE:
             self._collective(strand, pc, step, some)
         elif step.control is Control.EXIT:
-            self._exit(some)
+            self._exit(strand, some)
         elif step.control is Control.BARRIER:
             self._arrive(strand, pc, step, some)
         else:
@@ -260,8 +260,10 @@ class Machine:
                 Kind.TRAP, "the kernel stopped itself", step.instruction, int(some.ids[0])
             )
 
-    def _exit(self, lanes: Lanes) -> None:
+    def _exit(self, strand: Strand, lanes: Lanes) -> None:
         self.alive[lanes.ids] = False
+        for pc in list(strand.stuck):  # they may have waited for these lanes: look again
+            strand.add(pc, strand.stuck.pop(pc))
         per_block = self.shape.warps * WARP
         for slot in np.unique(lanes.ids // per_block):
             self._release(int(slot))

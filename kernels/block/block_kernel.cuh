@@ -14,7 +14,7 @@ struct BlockWork {
   int image, head, tile;
   int width, head_dim, keys;
   int first_row, rows;  // of the tile's 16, those that exist
-  Half *content, *query, *folded, *rest, *weights, *first, *second;  // shared memory, see BlockLayout
+  Half *content, *query, *folded, *rest, *weights, *first, *second;  // see BlockLayout
   float *offsets, *maxima, *sums;
   int32_t* last;
 };
@@ -66,10 +66,11 @@ SIMT_DEVICE void stage_inputs(const BlockArguments& a, const BlockWork& w) {
 }
 
 // The mask bits of the lane's two rows for 16 keys from `first` on, from bit 0. Rows beyond N: none.
-SIMT_DEVICE void load_mask(uint32_t (&allowed)[2], const BlockArguments& a, const BlockWork& w, int first) {
+SIMT_DEVICE void load_mask(uint32_t (&allowed)[2], const BlockArguments& a, const BlockWork& w,
+                           int first) {
   const int words = (w.keys + 31) / 32;
   const int head = a.problem.mask_heads == 1 ? 0 : w.head;
-  const uint32_t* rows = a.buffers.mask + (static_cast<int64_t>(head) * a.problem.queries + w.first_row) * words;
+  const uint32_t* rows = a.buffers.mask + (head * a.problem.queries + w.first_row) * words;
   SIMT_UNROLL
   for (int h = 0; h < 2; ++h) {
     const int row = fragment_row() + 8 * h;
@@ -94,7 +95,9 @@ SIMT_DEVICE void fold_query(const BlockArguments& a, const BlockWork& w) {
   const int stride = a.layout.width_stride;
   product<Stored::kByDepth>(
       w.query, a.layout.head_stride, w.first, stride, w.head_dim, w.width,
-      [&](int row, int column, float x, float y) { store_pair(w.folded + row * stride + column, x, y); });
+      [&](int row, int column, float x, float y) {
+        store_pair(w.folded + row * stride + column, x, y);
+      });
   const Half* bias = static_cast<const Half*>(a.buffers.b_kv) + w.head * w.head_dim;
   const int row = simt::thread() / 16, member = simt::thread() % 16;  // sixteen lanes to a query
   float sum = 0.0f;
@@ -107,11 +110,11 @@ SIMT_DEVICE void fold_query(const BlockArguments& a, const BlockWork& w) {
 
 // A warp's scores, of 16 queries with its 16 keys from `first` on, in units of log 2; -inf for keys
 // that take no part. Adds 0 to `sum`, or NaN where a score is not finite (scale_scores).
-SIMT_DEVICE void score_keys(const BlockArguments& a, const BlockWork& w, int first, float (&score)[2][4],
-                            float (&sum)[2]) {
+SIMT_DEVICE void score_keys(const BlockArguments& a, const BlockWork& w, int first,
+                            float (&score)[2][4], float (&sum)[2]) {
   const BlockProblem& p = a.problem;
-  multiply<Stored::kByColumn>(score, w.folded, a.layout.width_stride,
-                              w.content + first * a.layout.width_stride, a.layout.width_stride, w.width);
+  const int stride = a.layout.width_stride;
+  multiply<Stored::kByColumn>(score, w.folded, stride, w.content + first * stride, stride, w.width);
   SIMT_UNROLL
   for (int e = 0; e < 8; ++e) score[e / 4][e % 4] += w.offsets[fragment_row() + e / 2 % 2 * 8];
   scale_scores(score, p.scale * kLog2e, sum);
@@ -135,7 +138,7 @@ SIMT_DEVICE void score_keys(const BlockArguments& a, const BlockWork& w, int fir
 SIMT_DEVICE void weigh(const BlockArguments& a, const BlockWork& w) {
   const int first = 16 * simt::warp();
   float score[2][4] = {};
-  float most[2] = {-FLT_MAX, -FLT_MAX};  // finite: -inf - most is -inf, and a key without part weighs 0
+  float most[2] = {-FLT_MAX, -FLT_MAX};  // finite: what takes no part weighs exp2(-inf) = 0
   float sum[2] = {0.0f, 0.0f};
   const bool has_keys = first < a.layout.padded_keys;  // the same for the whole warp
   if (has_keys) score_keys(a, w, first, score, sum);
@@ -158,7 +161,8 @@ SIMT_DEVICE void weigh(const BlockArguments& a, const BlockWork& w) {
       for (int n = 0; n < 2; ++n) {
         const float x = simt::exp2(score[n][2 * h] - most[h]);
         const float y = simt::exp2(score[n][2 * h + 1] - most[h]);
-        store_pair(w.weights + row * a.layout.weight_stride + first + 8 * n + fragment_column(), x, y);
+        const int key = first + 8 * n + fragment_column();
+        store_pair(w.weights + row * a.layout.weight_stride + key, x, y);
         sum[h] += x + y;
       }
       sum[h] = row_sum(sum[h]);
@@ -193,33 +197,34 @@ SIMT_DEVICE void gather(const BlockArguments& a, const BlockWork& w) {
       });
 }
 
-// query = (folded + rest) @ w_v^T + b_v: the head's result. A warp has 8 columns. A row without keys
-// stays 0, bias included.
+// query = (folded + rest) @ w_v^T + b_v: the head's result. Few columns and great depth: the warps
+// share both, and their sums meet where the content was. A row without keys stays 0, bias included.
 SIMT_DEVICE void project_values(const BlockArguments& a, const BlockWork& w) {
-  const int first = 8 * simt::warp();
-  if (first >= w.head_dim) return;
-  const int pitch = 2 * a.layout.width_stride;
-  const Byte* large = left_operand(reinterpret_cast<const Byte*>(w.folded), pitch);
-  const Byte* small = left_operand(reinterpret_cast<const Byte*>(w.rest), pitch);
-  const Byte* right = right_operand(reinterpret_cast<const Byte*>(w.second) + first * pitch, pitch);
-  float sum[2][4] = {};
-  for (int k = 0; k < w.width; k += 16) {
-    uint32_t x[4], y[4], b[2];
-    simt::load_matrix_x4(x, large + 2 * k);
-    simt::load_matrix_x4(y, small + 2 * k);
-    simt::load_matrix_x2(b, right + 2 * k);
-    simt::multiply_f16(sum[0], x, b[0], b[1]);
-    simt::multiply_f16(sum[1], y, b[0], b[1]);
-  }
-  const int column = first + fragment_column();
-  const Half* bias = static_cast<const Half*>(a.buffers.b_kv) + w.width + w.head * w.head_dim + column;
+  const int stride = a.layout.width_stride;
+  const int tiles = w.head_dim / 16, slices = kBlockWarps / tiles;
+  const int first = simt::warp() % tiles * 16, slice = simt::warp() / tiles;
+  const int most = (w.width / 16 + slices - 1) / slices * 16;  // depth of a slice
+  const int start = slice * most;
+  const int depth = w.width - start < most ? w.width - start : most;  // not above 0: nothing to do
+  float large[2][4] = {}, small[2][4] = {};
+  const Half* matrix = w.second + first * stride + start;
+  multiply<Stored::kByColumn>(large, w.folded + start, stride, matrix, stride, depth);
+  multiply<Stored::kByColumn>(small, w.rest + start, stride, matrix, stride, depth);
   SIMT_UNROLL
-  for (int h = 0; h < 2; ++h) {
-    const int row = fragment_row() + 8 * h;
-    const float take = weight_sum(w, row) == 0.0f ? 0.0f : 1.0f;
-    store_pair(w.query + row * a.layout.head_stride + column,
-               sum[0][2 * h] + sum[1][2 * h] + take * simt::to_float(bias[0]),
-               sum[0][2 * h + 1] + sum[1][2 * h + 1] + take * simt::to_float(bias[1]));
+  for (int e = 0; e < 8; ++e) large[e / 4][e % 4] += small[e / 4][e % 4];
+
+  float* sums = reinterpret_cast<float*>(w.content);  // [slices, 16, head_dim]
+  float* mine = sums + slice * kBlockRows * w.head_dim + first;
+  each_pair(large, [&](int row, int column, float x, float y) {
+    store_pair(mine + row * w.head_dim + column, x, y);
+  });
+  simt::sync_block();
+  const Half* bias = static_cast<const Half*>(a.buffers.b_kv) + w.width + w.head * w.head_dim;
+  for (int i = simt::thread(); i < kBlockRows * w.head_dim; i += kBlockThreads) {
+    const int row = i / w.head_dim, column = i % w.head_dim;
+    float sum = weight_sum(w, row) == 0.0f ? 0.0f : simt::to_float(bias[column]);
+    for (int k = 0; k < slices; ++k) sum += sums[k * kBlockRows * w.head_dim + i];
+    w.query[row * a.layout.head_stride + column] = simt::to_half(sum);
   }
 }
 

@@ -8,8 +8,9 @@ constexpr int32_t kInvalidValue = 1;         // cudaErrorInvalidValue
 constexpr int32_t kMisalignedAddress = 716;  // cudaErrorMisalignedAddress
 
 int32_t check(const BlockProblem& problem, const BlockBuffers& b) {
-  const void* const needed[] = {b.query, b.content, b.residual, b.gamma, b.beta,      b.w_kv,    b.b_kv,
-                                b.w_out, b.b_out,   b.out,      b.mask,  b.workspace, b.arrivals};
+  const void* const needed[] = {b.query, b.content, b.residual, b.gamma, b.beta,
+                                b.w_kv,  b.b_kv,    b.w_out,    b.b_out, b.out,
+                                b.mask,  b.workspace, b.arrivals};
   for (const void* pointer : needed) {
     if (!pointer) return kInvalidValue;
     if (reinterpret_cast<uintptr_t>(pointer) % 16) return kMisalignedAddress;

@@ -43,14 +43,14 @@ SIMT_DEVICE void store_pair(float* to, float x, float y) {
 }
 
 // Starts copying a matrix [rows, columns] into shared memory; rows from `valid` on become zeros.
-SIMT_DEVICE void stage(Half* shared, int shared_stride, const Half* global, int global_stride, int rows,
-                       int valid, int columns) {
+SIMT_DEVICE void stage(Half* shared, int shared_stride, const Half* global, int global_stride,
+                       int rows, int valid, int columns) {
   const int pieces = columns / 8;
   for (int i = simt::thread(); i < rows * pieces; i += kBlockThreads) {
     const int row = i / pieces, column = i % pieces * 8;
     const int64_t source = row < valid ? row : 0;  // an address that exists
-    simt::copy_async_16(shared + row * shared_stride + column, global + source * global_stride + column,
-                        row < valid);
+    simt::copy_async_16(shared + row * shared_stride + column,
+                        global + source * global_stride + column, row < valid);
   }
 }
 
@@ -118,8 +118,8 @@ enum class Stored {
 
 // c += a @ b for one warp: a is [16, depth], c [16, 16], as two fragments side by side.
 template <Stored kStored>
-SIMT_DEVICE void multiply(float (&c)[2][4], const Half* a, int a_stride, const Half* b, int b_stride,
-                          int depth) {
+SIMT_DEVICE void multiply(float (&c)[2][4], const Half* a, int a_stride, const Half* b,
+                          int b_stride, int depth) {
   constexpr bool kByDepth = kStored == Stored::kByDepth;
   const Byte* left = left_operand(reinterpret_cast<const Byte*>(a), 2 * a_stride);
   // Transposed while they are loaded, the 16 x 16 values at b are laid out as a left operand.
@@ -141,21 +141,25 @@ SIMT_DEVICE void multiply(float (&c)[2][4], const Half* a, int a_stride, const H
   }
 }
 
-// a @ b for the block: its warps share the columns, a multiple of 16. `store` gets (row, column, two
-// neighbours in that row).
+// Hands a warp's result on: `store` gets (row, column, that element, its right neighbour).
+template <typename Store>
+SIMT_DEVICE void each_pair(const float (&c)[2][4], Store store) {
+  SIMT_UNROLL
+  for (int n = 0; n < 2; ++n) {
+    store(fragment_row(), 8 * n + fragment_column(), c[n][0], c[n][1]);
+    store(fragment_row() + 8, 8 * n + fragment_column(), c[n][2], c[n][3]);
+  }
+}
+
+// a @ b for the block: its warps share the columns, a multiple of 16.
 template <Stored kStored, typename Store>
-SIMT_DEVICE void product(const Half* a, int a_stride, const Half* b, int b_stride, int depth, int columns,
-                         Store store) {
+SIMT_DEVICE void product(const Half* a, int a_stride, const Half* b, int b_stride, int depth,
+                         int columns, Store store) {
+  const int b_column = kStored == Stored::kByDepth ? 1 : b_stride;
   for (int first = 16 * simt::warp(); first < columns; first += 16 * kBlockWarps) {
     float c[2][4] = {};
-    multiply<kStored>(c, a, a_stride, b + (kStored == Stored::kByDepth ? first : first * b_stride),
-                      b_stride, depth);
-    SIMT_UNROLL
-    for (int n = 0; n < 2; ++n) {
-      const int column = first + 8 * n + fragment_column();
-      store(fragment_row(), column, c[n][0], c[n][1]);
-      store(fragment_row() + 8, column, c[n][2], c[n][3]);
-    }
+    multiply<kStored>(c, a, a_stride, b + first * b_column, b_stride, depth);
+    each_pair(c, [&](int row, int column, float x, float y) { store(row, first + column, x, y); });
   }
 }
 

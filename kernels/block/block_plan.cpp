@@ -34,13 +34,13 @@ bool sizes_supported(const BlockProblem& p, char* text, int32_t size) {
   if (p.head_dim != 16 && p.head_dim != 32 && p.head_dim != 64)
     return refuse(text, size, "head_dim is %d; the fused block takes 16, 32 or 64", p.head_dim);
   if (p.heads < 1 || p.heads > kBlockMaxWidth / p.head_dim)
-    return refuse(text, size, "%d heads of %d are wider than %d, or none; use MaskedAttention", p.heads,
-                  p.head_dim, kBlockMaxWidth);
+    return refuse(text, size, "%d heads of %d are wider than %d, or none; use MaskedAttention",
+                  p.heads, p.head_dim, kBlockMaxWidth);
   if (p.queries < 1 || p.queries > kMaxQueries)
     return refuse(text, size, "N is %d; it must be 1 to %d", p.queries, kMaxQueries);
   if (p.keys < 1 || p.keys > kBlockMaxKeys)
-    return refuse(text, size, "M is %d; the fused block takes 1 to %d: use MaskedAttention", p.keys,
-                  kBlockMaxKeys);
+    return refuse(text, size, "M is %d; the fused block takes 1 to %d: use MaskedAttention",
+                  p.keys, kBlockMaxKeys);
   if (p.batch < 1 || p.batch > kMaxBatch)
     return refuse(text, size, "the batch is %d; it must be 1 to %d", p.batch, kMaxBatch);
   return true;
@@ -53,7 +53,8 @@ bool supported(const BlockProblem& p, char* text, int32_t size) noexcept {
   if (p.fill != Fill::kExclude && p.fill != Fill::kZeroScore)
     return refuse(text, size, "fill is %d; 0 is exclude, 1 is zero", static_cast<int>(p.fill));
   if (p.mask_heads != 1 && p.mask_heads != p.heads)
-    return refuse(text, size, "the mask is for %d heads; it must be for 1 or all %d", p.mask_heads, p.heads);
+    return refuse(text, size, "the mask is for %d heads; it must be for 1 or all %d", p.mask_heads,
+                  p.heads);
   if (p.columns < 0 || (p.columns > 0 && p.queries != p.keys))
     return refuse(text, size, "a distance bias (columns %d) needs N = M, not %d and %d", p.columns,
                   p.queries, p.keys);
@@ -80,7 +81,8 @@ BlockLayout layout(const BlockProblem& p) noexcept {
   };
   const int32_t by_width = p.head_dim * at.width_stride * kBytes;  // [head_dim, W]: of w_kv
   const int32_t by_head = width(p) * at.head_stride * kBytes;      // [W, head_dim]: of w_out
-  at.content = reserve(at.padded_keys * at.width_stride * kBytes);
+  const int32_t value_sums = kBlockWarps * kBlockRows * 16 * 4;  // in the content's place, later
+  at.content = reserve(std::max(at.padded_keys * at.width_stride * kBytes, value_sums));
   at.query = reserve(kBlockRows * at.head_stride * kBytes);
   at.folded = reserve(kBlockRows * at.width_stride * kBytes);
   at.rest = reserve(kBlockRows * at.width_stride * kBytes);

@@ -7,7 +7,8 @@
 
 namespace metal_edge {
 
-// out = residual + MaskedAttention(query, k, v) @ w_out^T + b_out, with k, v = LayerNorm(content) @ w_kv^T + b_kv.
+// out = residual + MaskedAttention(query, k, v) @ w_out^T + b_out,
+//   k, v = LayerNorm(content) @ w_kv^T + b_kv.
 // Everything is float16 and contiguous; W = heads * head_dim. The fields are ordered so that no
 // padding is needed: tests fill this struct through ctypes.
 struct BlockProblem {
@@ -43,7 +44,7 @@ struct BlockBuffers {
   int32_t* arrivals;
 };
 
-// Writes into `text` why no kernel takes this problem, naming the value; returns false. True: one does.
+// True: a kernel takes this problem. False: writes into `text` why none does, naming the value.
 bool supported(const BlockProblem& problem, char* text, int32_t size) noexcept;
 
 // The kernel that takes a supported problem.
@@ -52,7 +53,8 @@ Plan plan(const BlockProblem& problem) noexcept;
 size_t workspace_bytes(const BlockProblem& problem) noexcept;
 int32_t arrival_count(const BlockProblem& problem) noexcept;
 
-// Launches it on a CUDA stream (ignored by the emulation). 0, or a cudaError_t; checks pointers first.
+// Launches it on a CUDA stream (ignored by the emulation). 0, or a cudaError_t; checks pointers
+// first.
 int32_t launch(const BlockProblem& problem, const BlockBuffers& buffers, void* stream) noexcept;
 
 }  // namespace metal_edge

@@ -99,6 +99,31 @@ def changed(case: Case, **tensors: Any) -> Case:
     return dataclasses.replace(case, tensors=case.tensors | new)
 
 
+def case_of_blind_values(seed: int) -> Case:
+    """All content has a large part in common, which the values' projection ignores."""
+    case = random_case(seed, heads=4, head_dim=32, queries=16, keys=100, density=1.0)
+    shared = np.random.default_rng(seed + 1).normal(size=128)
+    case = changed(case, content=case.tensors["content"] + 10 * shared, beta=0, b_kv=0)
+    seen = (shared - shared.mean()) * case.tensors["gamma"]
+    blind = blind_to(case.tensors["w_kv"].astype(np.float64), seen)
+    return changed(case, w_kv=blind, residual=0, b_out=0)
+
+
+def case_of_infinite_scores(seed: int) -> Case:
+    """Every query has one key, whose score is -inf."""
+    case = random_case(seed, heads=1, queries=19, allowed=np.eye(19, dtype=np.bool_))
+    sign = np.where(np.arange(16) < 8, 1.0, -1.0)
+    keys = np.outer(np.ones(16), 60000 * sign)
+    w_kv = np.concatenate([keys, case.tensors["w_kv"][16:]])
+    return changed(case, content=sign, w_kv=w_kv, query=-30000, gamma=1, beta=0)
+
+
+def blind_to(matrix: NDArray[np.float64], direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The matrix without what it makes of this direction."""
+    unit = direction / np.linalg.norm(direction)
+    return matrix - np.outer(matrix @ unit, unit)
+
+
 def check_exact(case: Case, got: NDArray[np.float16], factor: float = 2.0) -> None:
     """At most `factor` times as far from the float64 result as separate kernels are, at worst.
 

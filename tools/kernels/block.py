@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from metal_edge.export.masked_attention import Array, Fill, pack_mask
 from metal_edge.export.masked_attention_block import INPUTS, MaskedAttentionBlockSpec
 from tools.kernels import build
+from tools.ptx import Device, Module, Report
+from tools.ptx import launch as interpret
 
 KERNEL = "masked_attention_block"
 FOLDER = build.KERNELS / "block"
@@ -168,6 +170,35 @@ class Block:
         if arrays["arrivals"].any():
             raise RuntimeError(f"the launch left arrivals {arrays['arrivals'].tolist()}")
         return arrays["out"]
+
+    def run_ptx(
+        self, module: Module, case: Case, seed: int | None = None
+    ) -> tuple[NDArray[np.float16], Report]:
+        """The operator by interpretation of PTX; planner and arguments are the library's.
+
+        Args:
+            module: of KERNEL_SOURCE.
+            case: what to compute.
+            seed: the order of blocks and warps; None is lockstep.
+
+        Raises:
+            ViolationError: the kernel broke a rule of the programming model.
+        """
+        device, arrays, plan = Device(), self.memory(case), self.plan(case.problem)
+        addresses = {name: device.upload(array, name) for name, array in arrays.items()}
+        report = interpret(
+            module,
+            plan.kernel.decode(),
+            list(plan.grid),
+            plan.threads,
+            [self.arguments(case.problem, addresses)],
+            shared_bytes=plan.shared_bytes,
+            seed=seed,
+            device=device,
+        )
+        if (left := device.download(addresses["arrivals"], arrays["arrivals"])).any():
+            raise RuntimeError(f"the launch left arrivals {left.tolist()}")
+        return device.download(addresses["out"], arrays["out"]), report
 
 
 def _aligned(array: Array) -> Array:

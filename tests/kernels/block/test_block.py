@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.fused_blocks import cases, changed, check_exact, random_case
+from support.fused_blocks import (
+    blind_to,
+    case_of_blind_values,
+    case_of_infinite_scores,
+    cases,
+    changed,
+    check_exact,
+    random_case,
+)
 
 from tools.kernels.block import Block, Case
 
@@ -127,12 +135,7 @@ def test_small_rows_are_held_down_by_epsilon(block: Block) -> None:
 
 def test_values_that_ignore_what_all_content_shares(block: Block) -> None:
     """The gathered content is large, its projection small: rounding in between would show."""
-    case = random_case(11, heads=4, head_dim=32, queries=16, keys=100, density=1.0)
-    shared = np.random.default_rng(12).normal(size=128)
-    content = case.tensors["content"] + 10 * shared
-    case = changed(case, content=content, residual=0, b_out=0, b_kv=0, beta=0)
-    seen = (shared - shared.mean()) * case.tensors["gamma"]
-    case = changed(case, w_kv=_blind_to(case.tensors["w_kv"].astype(float), seen))
+    case = case_of_blind_values(11)
     check_exact(case, block.run_host(case))
 
 
@@ -143,7 +146,7 @@ def test_keys_that_ignore_what_differs_most(block: Block) -> None:
     content = case.tensors["content"] + rng.normal(size=(1, 100, 1)) * 10 * direction
     case = changed(case, content=content, residual=0, b_out=0, beta=0)
     seen = (direction - direction.mean()) * case.tensors["gamma"]
-    case = changed(case, w_kv=_blind_to(case.tensors["w_kv"].astype(float), seen))
+    case = changed(case, w_kv=blind_to(case.tensors["w_kv"].astype(float), seen))
     check_exact(case, block.run_host(case))
 
 
@@ -157,11 +160,6 @@ def test_a_large_key_bias_moves_all_scores_alike(block: Block) -> None:
 def test_sharp_attention(block: Block) -> None:
     case = changed(random_case(16, keys=100, scale=8.0), residual=0)
     check_exact(case, block.run_host(case))
-
-
-def _blind_to(matrix: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    unit = direction / np.linalg.norm(direction)
-    return matrix - np.outer(matrix @ unit, unit)
 
 
 # ---- Masks
@@ -237,10 +235,5 @@ def test_no_parameter_that_is_not_finite_goes_unseen(block: Block, name: str, wi
 
 def test_a_lone_allowed_key_of_infinite_score_is_not_dropped(block: Block) -> None:
     """Its score is -inf: dropping it would leave a row of zeros that looks healthy."""
-    case = random_case(24, heads=1, allowed=np.eye(19, dtype=np.bool_), queries=19)
-    large = np.where(np.arange(16) < 8, 60000.0, -60000.0)
-    matrix = np.zeros((32, 16))
-    matrix[:16] = np.outer(np.ones(16), large)
-    case = changed(case, w_kv=matrix, query=-30000.0, gamma=1, beta=0)
-    got = block.run_host(case)
+    got = block.run_host(case_of_infinite_scores(24))
     assert np.isnan(got).all()

@@ -1,4 +1,5 @@
 // The benchmark's result as a table and as JSON.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 
@@ -42,6 +43,8 @@ std::string result_as_json(const Result& r) {
   out += ", \"kernel\": " + quoted(r.kernel);
   out += formatted(", \"heads\": %d, \"head_dim\": %d, \"queries\": %d, \"keys\": %d", c.heads,
                    c.head_dim, c.queries, c.keys);
+  const auto allowed = std::count(c.allowed.begin(), c.allowed.end(), true);
+  out += ", \"allowed\": " + std::to_string(allowed);
   out += ", \"error\": " + number(r.error) + ", \"bound\": " + number(r.bound) + ", ";
   return out + timing("ours", r.kernel_time) + ", " + timing("plain", r.plain_time) + ", " +
          timing("composition", r.composition_time) + "}";

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tools.kernels import build
+from tools.kernels.evidence.problems import problems
 
 pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
 NAME = "bench_masked_attention"
@@ -60,6 +61,16 @@ def test_all_kernels_are_within_twice_the_plain_error(checked: dict[str, Any]) -
         assert 0 < row["error"] <= row["bound"], row
     assert rows["features", "float16"]["kernel"] == "masked_attention_f16_flash_d32"
     assert rows["zeroleak", "int8"]["kernel"] == "masked_attention_s8_short_d64"
+
+
+def test_its_cases_are_those_of_the_evidence(checked: dict[str, Any]) -> None:
+    known = {each.name: each for each in problems()}
+    for row in checked["results"]:
+        case = known[row["case"]]
+        spec = case.spec
+        shape = (spec.heads, case.head_dim, case.queries, case.keys, int(spec.allowed.sum()))
+        names = ("heads", "head_dim", "queries", "keys", "allowed")
+        assert tuple(row[name] for name in names) == shape
 
 
 def test_nothing_claims_a_time_where_nothing_was_timed(checked: dict[str, Any]) -> None:

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tools.kernels.evidence.occupancy import LIMITS, Limits, Usage, occupancy
+from tools.kernels.evidence.problems import Problem, problems, tiles, work
 from tools.kernels.evidence.roofline import GPUS, Gpu, Work, floor
+from tools.kernels.evidence.sass import counted, family
 
 ORIN, THOR = LIMITS["sm_87"], LIMITS["sm_110"]
 NANO = GPUS[0]
@@ -81,3 +83,54 @@ def test_a_floor_is_the_slowest_resource() -> None:
     assert (counting.total, counting.bound_by) == (pytest.approx(2.0), "tensor")
     softmax = floor(Work(1024, 1024, 1000, 0, 261_120), NANO)
     assert (softmax.total, softmax.bound_by) == (pytest.approx(2.0), "exponentials")
+
+
+LISTING = """
+\t.section\t.text.one,"ax",@progbits
+.text.one:
+        /*0000*/                   LDGSTS.E.BYPASS.128 [R1], [R2.64] ;
+.L_x_1:
+        /*0010*/              @!P0 HMMA.16816.F32 R12, R16, R12, RZ ;
+        /*0020*/              @UP1 HMMA.16816.F32 R12, R16, R12, RZ ;
+        /*0030*/                   LDSM.16.MT88.4 R4, [R1] ;
+.text.two:
+        /*0000*/               @P0 BRA `(.L_x_1) ;
+"""
+
+
+def test_instructions_of_a_listing_are_counted_by_kernel() -> None:
+    found = counted(LISTING)
+    assert found["one"]["HMMA.16816.F32"] == 2
+    assert family(found["one"], "LDGSTS", "LDSM") == 2
+    assert found["two"] == {"BRA": 1}
+
+
+def one(name: str) -> Problem:
+    return next(each for each in problems() if each.name == name)
+
+
+def test_what_a_problem_needs_at_least() -> None:
+    squares = work(one("metal-squares"), "fp16")
+    assert squares.read == 3 * 64 * 128 * 2 + 64 * 8  # tensors, and 64 mask bits per row
+    assert squares.written == 64 * 128 * 2
+    # Forbidden scores become 0 without a product, but their values take part.
+    assert squares.fp16_macs == 4 * 32 * (64 * 63 + 64 * 64)
+    leak = work(one("zeroleak"), "int8")
+    assert leak.read == (64 + 2 * 72) * 256 + 64 * 12
+    assert leak.int8_macs == leak.fp16_macs == 4 * 64 * 64 * (63 + 7)
+    assert leak.exponentials == 4 * 64 * 70
+
+
+def test_one_head_needs_its_share() -> None:
+    fine = one("features-fine")
+    whole, part = work(fine, "fp16"), work(fine.one_head(), "fp16")
+    assert whole.fp16_macs == 4 * part.fp16_macs
+    assert fine.one_head().spec.slopes == fine.spec.slopes[:1]
+
+
+def test_tiles_that_nobody_looks_at_are_not_needed() -> None:
+    assert tiles(one("features-fine")) == (256, 256)
+    needed, every = tiles(one("window"))
+    # 64 queries are two rows of the grid; they see 4 rows more on either side: 5 tiles of keys.
+    assert every == 256
+    assert needed == 5 * 16 - 2 * (1 + 2)

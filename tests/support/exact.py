@@ -1,4 +1,4 @@
-"""Floating-point results by exact fractions, rounded once: an oracle that shares nothing with NumPy."""
+"""Floating-point results by exact fractions, rounded once: an oracle without NumPy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 # type -> (bits of the significand, exponent of the smallest normal, of the largest)
-FORMATS = {np.float16: (11, -14, 15), np.float32: (24, -126, 127), np.float64: (53, -1022, 1023)}
+FORMATS = {
+    np.float16: (11, -14, 15),
+    np.float32: (24, -126, 127),
+    np.float64: (53, -1022, 1023),
+}
 
 
 def nearest(value: Fraction, dtype: type, zero_sign: int = 1) -> float:
-    """The nearest number of a format, ties to even, infinity beyond its range; as a Python float."""
+    """The nearest number of a format, ties to even, infinity beyond its range."""
     precision, smallest, largest = FORMATS[dtype]
     if value == 0:
         return zero_sign * 0.0

@@ -20,7 +20,7 @@ DTYPES = {
 
 
 def kernel(body: str, parameters: int = 1, registers: str = "", shared: str = "") -> str:
-    """A module with the kernel `k`, which finds its thread in %tid and its pointers in %p0, %p1, ...
+    """A module with the kernel `k`; its thread is in %tid, its pointers are in %p0, %p1, ...
 
     Registers: %a, %b, ... of each size: %r<16> 32 bits, %rd<16> 64 bits, %h<16> 16 bits, %q<8>.
     """
@@ -60,8 +60,8 @@ def element(pointer: int, dtype: type, into: str) -> str:
 def apply(instruction: str, result: str, *operands: tuple[str, NDArray]) -> NDArray:
     """Runs one instruction in as many lanes as the operands have elements.
 
-    `instruction` names its result `d` and its operands `a`, `b`, `c`, `e`; `result` and the operands'
-    types are PTX types. "pred" as result gives bool.
+    `instruction` names its result `d` and its operands `a`, `b`, `c`, `e`; `result` and theirs
+    are PTX types. "pred" as result gives bool.
     """
     count = len(operands[0][1])
     names = "abce"[: len(operands)]

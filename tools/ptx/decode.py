@@ -202,7 +202,7 @@ def decode(context: Context, maybe_uninitialised: dict[int, list[str]]) -> Track
             raise context.unknown(item)
         try:
             built = builder(context, item)
-        except (IndexError, KeyError, ValueError) as error:
+        except (IndexError, KeyError, StopIteration, ValueError) as error:
             raise context.unknown(item, str(error)) from error
         except PtxError as error:
             if str(error).startswith("PTX line"):

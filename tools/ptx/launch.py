@@ -49,9 +49,9 @@ def launch(
 
     arguments: an array is copied to the device and back, into the same array; a number is a scalar
     (a device pointer is one); bytes and ctypes structures are struct parameters.
-    shared_bytes: dynamic shared memory per block. seed: None runs warps in lockstep as far as they
-    go together, which is fast; a number shuffles the order of warps and of blocks. Blocks run side
-    by side, or one after another where they meet through atomics and the order is shuffled.
+    shared_bytes: dynamic shared memory per block.
+    seed: None runs warps and blocks in lockstep as far as they go together, which is fast; a number
+    shuffles the order of warps, and of blocks where they meet through atomics.
     profile: count memory traffic too. budget: instructions, summed over warps.
     raises: ViolationError at the end if there were violations; else they are in the report.
     """
@@ -64,7 +64,7 @@ def launch(
     total_shared = static + shared_bytes
     if total_shared > _RESERVED_SHARED:
         raise PtxError(f"{total_shared} bytes of shared memory; no device has more than 232448")
-    shape = _shape(kernel, grid, threads, seed)
+    shape = _shape(kernel, grid, threads)
     statistics = Statistics()
     grid_warps = shape.blocks * shape.warps
     clocks = Clocks(shape.together, shape.warps, grid_warps, races and _has_fences(kernel))
@@ -76,6 +76,7 @@ def launch(
         seed=seed,
         budget=budget,
         profile=profile,
+        blocks_meet=_has_global_atomics(kernel),
     )
     global_space = GlobalSpace(machine, clocks, device, _granule(kernel, "global"), races=races)
     shared = SharedSpace(
@@ -126,7 +127,7 @@ def _dimensions(value: Dim, what: str) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _shape(kernel: Kernel, grid: Dim, threads: Dim, seed: int | None) -> Shape:
+def _shape(kernel: Kernel, grid: Dim, threads: Dim) -> Shape:
     grid3, block = _dimensions(grid, "grid"), _dimensions(threads, "threads")
     count = block[0] * block[1] * block[2]
     limit = 1024
@@ -141,8 +142,6 @@ def _shape(kernel: Kernel, grid: Dim, threads: Dim, seed: int | None) -> Shape:
     padded = -(-count // WARP) * WARP
     blocks = grid3[0] * grid3[1] * grid3[2]
     together = max(1, min(blocks, _LANES_TOGETHER // padded))
-    if seed is not None and _has_global_atomics(kernel):
-        together = 1  # the order of the blocks matters
     return Shape(grid3, block, together)
 
 

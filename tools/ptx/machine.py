@@ -84,7 +84,7 @@ class Shape:
 
 
 class Strand:
-    """Lanes that the scheduler moves together: all of the batch, or one warp of each block.
+    """Lanes that the scheduler moves together; see `Machine.run_batch`.
 
     ready maps the index of the next instruction to the lanes there. The lowest index goes first:
     that is where diverged lanes meet again.
@@ -116,6 +116,7 @@ class Machine:
         seed: int | None,
         budget: int,
         profile: bool,
+        blocks_meet: bool = False,
     ) -> None:
         self.shape = shape
         self.clocks = clocks
@@ -125,6 +126,7 @@ class Machine:
         self.seed = seed
         self.budget = budget
         self.profile = profile
+        self.blocks_meet = blocks_meet  # through atomics: then the order of blocks matters too
         self.lane_count = shape.together * shape.warps * WARP
         self.steps: list[Step] = []
         self.executed = np.zeros(0, np.int64)  # per instruction, in warps
@@ -134,7 +136,8 @@ class Machine:
         self.waiting_pc = np.zeros(self.lane_count, np.int64)
         self.arrived: dict[tuple[int, int], Array] = {}  # (slot, id): lanes that only arrived
         self.strands: list[Strand] = []
-        self.random = np.random.default_rng(seed)
+        # Without a seed it only orders the lanes that meet in one atomic instruction.
+        self.random = np.random.default_rng(0 if seed is None else seed)
 
     # --- violations
 
@@ -169,8 +172,8 @@ class Machine:
         if self.seed is None:
             groups = [lanes]
         else:
-            warp = lanes // WARP % self.shape.warps
-            groups = [lanes[warp == number] for number in range(self.shape.warps)]
+            strands = self._strand_of(lanes)
+            groups = [lanes[strands == number] for number in range(int(strands.max()) + 1)]
         self.strands = [Strand() for _ in groups]
         for strand, group in zip(self.strands, groups, strict=True):
             strand.add(0, group)
@@ -185,6 +188,11 @@ class Machine:
             else:
                 choice = runnable[int(self.random.integers(len(runnable)))]
                 self._turn(choice, int(self.random.integers(1, _LONGEST_TURN)))
+
+    def _strand_of(self, lanes: Array) -> Array:
+        """With a seed: a strand per warp, or one for warps of the same number in all blocks."""
+        warps: Array = lanes // WARP
+        return warps if self.blocks_meet else warps % self.shape.warps
 
     def _turn(self, strand: Strand, limit: int) -> None:
         """Runs a strand for about `limit` instructions, or until none of its lanes can go on."""
@@ -367,9 +375,9 @@ class Machine:
             if len(self.strands) == 1:
                 self.strands[0].add(int(pc) + 1, group)
                 continue
-            warps = group // WARP % self.shape.warps  # with a seed, strand n is warp n of a block
-            for warp in np.unique(warps):
-                self.strands[int(warp)].add(int(pc) + 1, group[warps == warp])
+            strands = self._strand_of(group)
+            for number in np.unique(strands):
+                self.strands[int(number)].add(int(pc) + 1, group[strands == number])
 
     def _deadlock(self) -> Stop:
         """No lane can go on: says who waits where."""

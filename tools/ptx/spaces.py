@@ -100,7 +100,9 @@ class Space:
             self._check_state(self.state[index], lanes, instruction, reading=True)
         if self.shadow is not None:
             racing = self.shadow.on_read(self.clocks, lanes.ids, index, strong)
-            self._report_race(racing, lanes, index, instruction, "reads what another lane wrote")
+            self._report_race(
+                racing, lanes.ids, index, instruction, "reads what another lane wrote"
+            )
 
     def note_write(
         self, lanes: Lanes, places: Array, size: int, instruction: Instruction, strong: bool = False
@@ -115,20 +117,29 @@ class Space:
         if self.shadow is not None:
             racing = self.shadow.on_write(self.clocks, lanes.ids, index, strong)
             self._report_race(
-                racing, lanes, index, instruction, "writes what another lane reads or writes"
+                racing, lanes.ids, index, instruction, "writes what another lane reads or writes"
             )
 
-    def note_atomic(self, lanes: Lanes, places: Array, size: int, instruction: Instruction) -> None:
-        """Checks a read-modify-write.
+    def note_atomic(
+        self, lanes: Lanes, places: Array, size: int, instruction: Instruction, order: Array
+    ) -> None:
+        """Checks a read-modify-write; `order` is the order in which the lanes take their turns.
 
         To the shadow it is a write only: whoever does an atomic after it has seen it.
         """
+        if self.shadow is None and self.state is None:
+            return
+        index = self.granules(places, size)
         if self.state is not None:
-            self._check_state(self.state[self.granules(places, size)], lanes, instruction, True)
-        self.note_write(lanes, places, size, instruction, strong=True)
+            self._check_state(self.state[index], lanes, instruction, reading=True)
+            self.state[index] = INITIALISED
+        if self.shadow is not None:
+            ids, index = lanes.ids[order], index[order]
+            racing = self.shadow.on_write(self.clocks, ids, index, strong=True)
+            self._report_race(racing, ids, index, instruction, "changes what another lane writes")
 
     def _report_race(
-        self, racing: Array | None, lanes: Lanes, index: Array, instruction: Instruction, what: str
+        self, racing: Array | None, ids: Array, index: Array, instruction: Instruction, what: str
     ) -> None:
         if racing is None:
             return
@@ -138,7 +149,7 @@ class Space:
             Kind.RACE,
             f"{what} without a barrier between ({self.name} memory, {self.place_name(place)})",
             instruction,
-            int(lanes.ids[lane]),
+            int(ids[lane]),
         )
 
     def place_name(self, place: int) -> str:

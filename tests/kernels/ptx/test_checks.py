@@ -194,7 +194,9 @@ def test_null_and_wild_pointers() -> None:
 
 
 def test_shared_bounds_are_those_of_the_block() -> None:
-    body = "mov.u32 %r0, tile; shl.b32 %r1, %tid, 2; add.u32 %r1, %r1, %r0; st.shared.u32 [%r1{}], %tid;"
+    body = """
+      mov.u32 %r0, tile; shl.b32 %r1, %tid, 2; add.u32 %r1, %r1, %r0; st.shared.u32 [%r1{}], %tid;
+    """
     tile = ".shared .align 4 .b8 tile[128];"
     assert kinds(body.format(""), np.zeros(1), shared=tile) == set()
     assert kinds(body.format("+4"), np.zeros(1), shared=tile) == {Kind.BOUNDS}
@@ -332,9 +334,12 @@ def test_matrix_instructions_need_whole_warps() -> None:
         "mov.u32 %r0, 0; mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%r1, %r2, %r3, %r4},"
         " {%r0, %r0, %r0, %r0}, {%r0, %r0}, {%r0, %r0, %r0, %r0};"
     )
-    fill = "mov.u32 %r9, tile; shl.b32 %r8, %tid, 2; add.u32 %r9, %r9, %r8; st.shared.u32 [%r9], 0; bar.sync 0;"
+    fill = """
+      mov.u32 %r9, tile; shl.b32 %r8, %tid, 2; add.u32 %r9, %r9, %r8; st.shared.u32 [%r9], %tid;
+      bar.sync 0;
+    """
     for text in (load, multiply):
-        assert kinds(fill.replace(", 0;", ", %tid;") + text, np.zeros(1), shared=TILE) == set()
+        assert kinds(fill + text, np.zeros(1), shared=TILE) == set()
         wrong = kinds(DIVERGED.format(text), np.zeros(1), shared=TILE)
         assert wrong == {Kind.DIVERGENCE}
         assert kinds(text, np.zeros(1), shared=TILE, threads=16) >= {Kind.DIVERGENCE}

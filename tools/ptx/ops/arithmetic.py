@@ -197,6 +197,7 @@ def _relu(value: Any) -> Any:
 @instruction("sad")
 def build_sad(context: Context, item: Instruction) -> Run:
     """|a - b| + c."""
+    modifiers(item, "")
     type_name = item.parts[-1]
     return elementwise(
         context,
@@ -247,6 +248,7 @@ def build_special_function(context: Context, item: Instruction) -> Run:
 @instruction("copysign")
 def build_copysign(context: Context, item: Instruction) -> Run:
     """d = the magnitude of b with the sign of a."""
+    modifiers(item, "")
     type_name = item.parts[-1]
     return elementwise(context, item, lambda a, b: np.copysign(b, a), [type_name] * 2, type_name)
 

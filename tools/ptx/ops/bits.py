@@ -7,7 +7,7 @@ import numpy as np
 
 from tools.ptx.decode import Context, instruction
 from tools.ptx.machine import Run
-from tools.ptx.ops.elementwise import elementwise
+from tools.ptx.ops.elementwise import elementwise, modifiers
 from tools.ptx.syntax import Instruction, Integer
 from tools.ptx.types import TYPES, is_signed
 
@@ -21,6 +21,7 @@ _LOGIC: dict[str, Callable[..., Any]] = {
 @instruction("and", "or", "xor")
 def build_logic(context: Context, item: Instruction) -> Run:
     """Bitwise, or of predicates."""
+    modifiers(item, "")
     type_name = item.parts[-1]
     return elementwise(context, item, _LOGIC[item.parts[0]], [type_name] * 2, type_name)
 
@@ -28,12 +29,14 @@ def build_logic(context: Context, item: Instruction) -> Run:
 @instruction("not")
 def build_not(context: Context, item: Instruction) -> Run:
     """One's complement."""
+    modifiers(item, "")
     return elementwise(context, item, np.invert, [item.parts[-1]], item.parts[-1])
 
 
 @instruction("cnot")
 def build_cnot(context: Context, item: Instruction) -> Run:
     """C's !: 1 for zero, else 0."""
+    modifiers(item, "")
     name = item.parts[-1]
     return elementwise(context, item, lambda a: (a == 0).astype(TYPES[name]), [name], name)
 
@@ -59,6 +62,7 @@ def build_lop3(context: Context, item: Instruction) -> Run:
 @instruction("shl", "shr")
 def build_shift(context: Context, item: Instruction) -> Run:
     """Shifts; amounts beyond the width clamp to it: zeros, or the sign for shr.s."""
+    modifiers(item, "")
     name, type_name = item.parts[0], item.parts[-1]
     dtype = TYPES[type_name]
     width = 8 * dtype.itemsize
@@ -104,6 +108,7 @@ def _field_mask(position: Any, length: Any) -> Any:
 @instruction("bfe")
 def build_extract(context: Context, item: Instruction) -> Run:
     """Extracts a bit field and extends it by zero or sign."""
+    modifiers(item, "")
     type_name = item.parts[-1]
     width = 8 * TYPES[type_name].itemsize
     bits_type = f"u{width}"
@@ -129,6 +134,7 @@ def build_extract(context: Context, item: Instruction) -> Run:
 @instruction("bfi")
 def build_insert(context: Context, item: Instruction) -> Run:
     """Inserts a bit field of a into b."""
+    modifiers(item, "")
     type_name = item.parts[-1]
 
     def insert(a: Any, b: Any, position: Any, length: Any) -> Any:
@@ -164,6 +170,7 @@ def build_permute(context: Context, item: Instruction) -> Run:
 @instruction("popc", "clz", "brev", "bfind")
 def build_count(context: Context, item: Instruction) -> Run:
     """Number of ones, of leading zeros; bits reversed; the highest significant bit."""
+    modifiers(item, "shiftamt" if item.parts[0] == "bfind" else "")
     name, type_name = item.parts[0], item.parts[-1]
     width = 8 * TYPES[type_name].itemsize
     unsigned_name = f"u{width}"

@@ -71,6 +71,8 @@ def build_shuffle(context: Context, item: Instruction) -> Step:
     """shfl.sync: each lane reads a register of another lane."""
     if item.parts[1] != "sync" or item.parts[2] not in ("up", "down", "bfly", "idx"):
         raise ValueError("only shfl.sync")
+    if item.parts[3:] != ("b32",):
+        raise ValueError("type of shfl")
     mode = item.parts[2]
     target: Operand = item.operands[0]
     predicate = None

@@ -9,7 +9,7 @@ from tools.ptx import numerics
 from tools.ptx.decode import Context, Read, instruction
 from tools.ptx.lanes import Lanes
 from tools.ptx.machine import Run
-from tools.ptx.ops.elementwise import elementwise
+from tools.ptx.ops.elementwise import elementwise, modifiers
 from tools.ptx.syntax import Instruction, Operand, Pair
 from tools.ptx.types import TYPES, is_float
 
@@ -62,6 +62,8 @@ def _parts(item: Instruction) -> tuple[str, str | None, bool]:
     names = [part for part in item.parts[1:] if part not in TYPES]
     flush = "ftz" in names
     names = [name for name in names if name != "ftz"]
+    if len(names) > 2:
+        raise ValueError(f"modifier .{names[2]}")
     return names[0], names[1] if len(names) > 1 else None, flush
 
 
@@ -129,6 +131,7 @@ def build_set(context: Context, item: Instruction) -> Run:
 @instruction("selp")
 def build_selp(context: Context, item: Instruction) -> Run:
     """d = p ? a : b."""
+    modifiers(item, "")
     type_name = item.parts[-1]
     return elementwise(
         context,

@@ -9,7 +9,7 @@ from tools.ptx import numerics
 from tools.ptx.decode import Context, instruction
 from tools.ptx.lanes import Lanes
 from tools.ptx.machine import Run
-from tools.ptx.ops.elementwise import elementwise
+from tools.ptx.ops.elementwise import elementwise, modifiers
 from tools.ptx.spaces import LOCAL_WINDOW, SHARED_WINDOW
 from tools.ptx.syntax import Instruction, Vector
 from tools.ptx.types import TYPES, is_float, unsigned
@@ -25,6 +25,7 @@ _ROUND: dict[str, Callable[..., Any]] = {
 @instruction("mov")
 def build_mov(context: Context, item: Instruction) -> Run:
     """Copies; {a, b} packs and unpacks."""
+    modifiers(item, "")
     target, source = item.operands
     type_name = item.parts[-1]
     if isinstance(source, Vector):
@@ -157,6 +158,8 @@ def build_cvt(context: Context, item: Instruction) -> Run:
     elif is_float(source):
         rounding = [name for name in names if name in _ROUND]
         flush = "ftz" in names
+        if len(rounding) != 1 or set(names) - {"ftz", "sat", rounding[0]}:
+            raise ValueError("rounding of a conversion to integers")
         function = lambda value: _to_integer(  # noqa: E731
             _ROUND[rounding[0]](numerics.flush(value) if flush else value), target
         )
@@ -165,6 +168,8 @@ def build_cvt(context: Context, item: Instruction) -> Run:
             raise ValueError(f"rounding .{names[0]} of integers")
         function = lambda value: value.astype(TYPES[target])  # noqa: E731
     else:
+        if set(names) - {"sat"}:
+            raise ValueError(f"modifier .{names[0]}")
         function = _integer_to_integer(target, "sat" in names)
     return elementwise(context, item, function, [source], target)
 

@@ -127,8 +127,8 @@ def build_mma(context: Context, item: Instruction) -> Step:
     Products and their sum are computed in float64 and rounded once with C; tensor cores add in an
     order and with truncations that are not published, so results may differ in the last place.
     """
-    shape = re.fullmatch(r"m16n8k(\d+)", next(p for p in item.parts if p.startswith("m16")))
-    if not shape or "row" not in item.parts or "col" not in item.parts:
+    shape = re.match(r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\.", item.opcode)
+    if not shape:
         raise ValueError("shape of mma")
     depth = int(shape[1])
     words = item.parts[item.parts.index("col") + 1 :]

@@ -86,11 +86,20 @@ class Ordering:
         if self.release:
             self.clocks.fence(lanes.warps)
 
-    def after(self, space: Space, lanes: Lanes, addresses: Array, acquires: bool) -> None:
-        """An acquire is the access, then a fence."""
+    def after(
+        self,
+        space: Space,
+        lanes: Lanes,
+        addresses: Array,
+        order: Array | slice,
+        *,
+        acquires: bool,
+    ) -> None:
+        """An acquire is the access, then a fence. `order`: that of the lanes' turns."""
         if self.carries and space.name == "global":
             places, _ = space.locate(lanes, addresses, 1)
-            self.releases.pass_through(self.clocks, lanes.ids // WARP, places, acquires)
+            warps = lanes.ids // WARP
+            self.releases.pass_through(self.clocks, warps[order], places[order], acquires)
         if self.acquire:
             self.clocks.fence(lanes.warps)
 
@@ -116,7 +125,7 @@ def build_load(context: Context, item: Instruction) -> Run:
             for place, out in enumerate(outs):
                 out[some.index] = values[:, place]
             if ordering.strong:
-                ordering.after(space, some, where, acquires=True)
+                ordering.after(space, some, where, slice(None), acquires=True)
 
         route.send(lanes, address(lanes), load)
 
@@ -181,7 +190,7 @@ def build_store(context: Context, item: Instruction) -> Run:
         def store(space: Space, some: Lanes, where: Array, chosen: Any) -> None:
             space.write(some, where, values[chosen], item, strong=ordering.strong)
             if ordering.strong:
-                ordering.after(space, some, where, acquires=False)
+                ordering.after(space, some, where, slice(None), acquires=False)
 
         ordering.before(lanes)
         route.send(lanes, address(lanes), store)
@@ -229,7 +238,7 @@ def _operation(item: Instruction) -> Callable[..., Any]:
 
 @instruction("atom", "red")
 def build_atomic(context: Context, item: Instruction) -> Run:
-    """Atomic read-modify-write; lanes take their turns in ascending order."""
+    """Atomic read-modify-write; lanes take their turns in any order."""
     _check_modifiers(item, {"gpu", "sys", "cluster", *_STRONG, *_ATOMIC})
     returns = item.parts[0] == "atom"
     type_name = item.parts[-1]
@@ -241,6 +250,7 @@ def build_atomic(context: Context, item: Instruction) -> Run:
     reads = [context.read(operand, type_name) for operand in operands]
     route = Route(context, item)
     ordering = Ordering(context, item, atomic=True)
+    machine = context.machine
 
     def run(lanes: Lanes) -> None:
         values = [np.broadcast_to(read(lanes.index), (lanes.count,)) for read in reads]
@@ -253,17 +263,20 @@ def build_atomic(context: Context, item: Instruction) -> Run:
                     picked = np.arange(lanes.count)[chosen][good]
                     update(space, fewer, where[good], picked)
                 return
-            space.note_atomic(some, places, dtype.itemsize, item)
+            order = machine.random.permutation(some.count)
+            space.note_atomic(some, places, dtype.itemsize, item, order)
             space.count(some.ids, places, dtype.itemsize, item, store=True)
             memory = space.data.view(dtype)
             before = np.empty(some.count, dtype)
             picked_values = [value[chosen] for value in values]
-            for turn, place in enumerate((places // dtype.itemsize).tolist()):
+            index = places // dtype.itemsize
+            for turn in order.tolist():
+                place = index[turn]
                 before[turn] = memory[place]
                 memory[place] = function(memory[place], *[value[turn] for value in picked_values])
             if out is not None:
                 out[some.index] = before
-            ordering.after(space, some, where, acquires=returns)
+            ordering.after(space, some, where, order, acquires=returns)
 
         ordering.before(lanes)
         route.send(lanes, address(lanes), update)

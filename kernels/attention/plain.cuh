@@ -58,7 +58,10 @@ struct PlainRow {
 // What eight lanes have seen of a query's keys: their online softmax.
 template <typename T, int kSteps>
 struct PlainState {
-  float max = -FLT_MAX, sum = 0.0f;
+  float max = -FLT_MAX;
+  // Of the weights, which may be thousands of equal ones: rounding would add up, always in the same
+  // direction. `lost` is what rounding took so far (Kahan's summation).
+  float sum = 0.0f, lost = 0.0f;
   PlainRow<T, kSteps> out;
 
   // Takes a key's value in with its score, in natural units.
@@ -68,7 +71,9 @@ struct PlainState {
     const float weight = simt::exp2((score - highest) * kLog2e);
     const float rounded = as_weight(weight, static_cast<const T*>(nullptr));
     max = highest;
-    sum = sum * rescale + weight;
+    const float before = sum * rescale, addend = weight - lost * rescale;
+    sum = before + addend;
+    lost = (sum - before) - addend;
     SIMT_UNROLL
     for (int s = 0; s < kSteps; ++s) {
       SIMT_UNROLL
@@ -83,7 +88,8 @@ struct PlainState {
     const float highest = fmaxf(max, simt::shuffle_xor(max, distance));
     const float share = simt::exp2((max - highest) * kLog2e);
     max = highest;
-    sum *= share;
+    sum = (sum - lost) * share;
+    lost = 0.0f;
     sum += simt::shuffle_xor(sum, distance);
     SIMT_UNROLL
     for (int s = 0; s < kSteps; ++s) {

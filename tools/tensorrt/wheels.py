@@ -29,21 +29,26 @@ class UnobtainableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """One pinned wheel; `sha256` has one entry per version of Python."""
+    """One pinned wheel; `sha256` has one entry per version of Python.
+
+    `platform`: a tag of pip's, for the wheel of another machine than this; empty: this one's.
+    """
 
     release: str
     package: str
     version: str
     sha256: tuple[str, ...]
+    platform: str = ""
 
     @property
     def folder(self) -> str:
         """Where it is unpacked, below the cache; extensions are made for one version of Python."""
-        return f"{self.package}-{self.version}-{sys.implementation.cache_tag}"
+        place = self.platform or sys.implementation.cache_tag
+        return f"{self.package}-{self.version}-{place}"
 
 
 def pinned(kind: str) -> list[Wheel]:
-    """The wheels of versions.toml under `bindings` or `rtx`."""
+    """The wheels of a table of versions.toml: `bindings`, `rtx`, `headers`, `lean`, `cudart`."""
     table = tomllib.loads((HERE / "versions.toml").read_text(encoding="utf-8"))
     return [Wheel(**(entry | {"sha256": tuple(entry["sha256"])})) for entry in table[kind]]
 
@@ -77,6 +82,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     requirement.write_text(f"{wheel.package}=={wheel.version} {hashes}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "--retries=1"]
+    command += ["--platform", wheel.platform] if wheel.platform else []
     command += ["-r", str(requirement), "-d", str(folder)]
     try:
         done = subprocess.run(

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.ptx import Module, PtxError, Report, launch
+from tools.ptx import Module, PtxError, Report, Statistics, launch
 from tools.ptx.syntax import Kernel
 
 _SHOWN = 12
@@ -62,6 +62,9 @@ def _describe(kernel: Kernel) -> str:
 
 
 def _show(report: Report) -> None:
+    for violation in report.violations:
+        times = report.counts[violation.kind, violation.instruction.line]
+        print(f"VIOLATION ({times} times) {violation}")
     counts = report.statistics
     print(
         f"{report.kernel}: {counts.blocks} blocks, {counts.instructions} warp instructions, "
@@ -75,16 +78,22 @@ def _show(report: Report) -> None:
         f"coalescing {counts.coalescing:.2f}"
     )
     print(f"shared: {counts.bank_conflicts} extra passes over the banks")
-    worst = sorted(counts.accesses.values(), key=lambda each: each.ideal - each.transactions)
-    for access in [each for each in worst if each.efficiency < 1][:_SHOWN]:
+    _show_accesses(counts)
+
+
+def _show_accesses(counts: Statistics) -> None:
+    """Where transactions are wasted, the worst lines of the source first."""
+    lines: dict[str, list[int]] = {}
+    for access in counts.accesses.values():
         where = access.instruction.source or f"PTX line {access.instruction.line}"
-        print(
-            f"  {access.space} {'store' if access.store else 'load'}: {access.transactions} for "
-            f"{access.ideal} transactions, {access.instruction.opcode}, {where}"
-        )
-    for violation in report.violations:
-        times = report.counts[violation.kind, violation.instruction.line]
-        print(f"VIOLATION ({times} times) {violation}")
+        kind = "store" if access.store else "load"
+        total = lines.setdefault(f"{access.space} {kind} at {where}", [0, 0])
+        total[0] += access.transactions
+        total[1] += access.ideal
+    wasted = [(done - ideal, done, ideal, where) for where, (done, ideal) in lines.items()]
+    for waste, done, ideal, where in sorted(wasted, reverse=True)[:_SHOWN]:
+        if waste:
+            print(f"  {where}: {done} transactions where {ideal} would do")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from metal_edge.cli.console import print_json, progress, say_result
 from metal_edge.errors import SettingsError, UnavailableError
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.load import load_runner
+from metal_edge.runtime.timing import take_turns
 
-WARM_UP = 10
 CHILD_LIMIT_S = 120.0
 
 
@@ -72,31 +72,6 @@ def run_bench(
         print_json(result)
     else:
         say_result(_table(rows, result))
-
-
-def take_turns(
-    calls: Sequence[Callable[[], object]],
-    turns: int,
-    seconds: Callable[[], float],
-    on_turn: Callable[[int], None] = lambda _done: None,
-) -> NDArray[np.float64]:
-    """Milliseconds of every call, float64 [turns, calls].
-
-    Each turn makes every call once, after WARM_UP turns that do not count; every other turn goes
-    backwards, so that no call always follows the same one.
-    """
-    times = np.empty((turns, len(calls)))
-    for turn in range(-WARM_UP, turns):
-        order = range(len(calls)) if turn % 2 == 0 else reversed(range(len(calls)))
-        for column in order:
-            start = seconds()
-            calls[column]()
-            elapsed = seconds() - start
-            if turn >= 0:
-                times[turn, column] = 1000 * elapsed
-        if turn >= 0:
-            on_turn(turn + 1)
-    return times
 
 
 def _call(bundle: Bundle, runner: Runner, batch: int) -> Callable[[], object]:

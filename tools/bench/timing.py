@@ -12,7 +12,7 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from metal_edge.cli.bench import take_turns
+from metal_edge.runtime.timing import take_turns
 from metal_edge.models.base import AnomalyModel
 from metal_edge.models.scoring import AnomalyScorer
 from metal_edge.runtime.load import load_runner

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from metal_edge import __version__
 from metal_edge.bundle import Bundle
-from metal_edge.cli.bench import take_turns
+from metal_edge.runtime.timing import take_turns
 from metal_edge.cli.console import progress, say, say_result
 from metal_edge.data import load_images
 from metal_edge.errors import ExitCode, MetalEdgeError, UnavailableError
@@ -36,10 +36,14 @@ from metal_edge.runtime.load import load_runner
 from metal_edge.runtime.tensorrt_load import missing_for_tensorrt
 from tools.bench.case import Case, prepare
 from tools.device.agreement import compare
+from tools.device.kernels import check_kernels
 from tools.device.report import Engine, Latency, Report, render
 from tools.results.command import run_command
 
 HELP = """Build, compare and time the TensorRT engines of one model on this machine; write a report.
+
+With cmake and nvcc the attention kernels are checked and timed by themselves, and the plugin that
+`build-engine --attention auto` compares with TensorRT's own attention is built if none is there.
 
 Example: python -m tools.device --run runs/bottle --out build/device
 """
@@ -70,6 +74,9 @@ def check(
     with load_runner(case.bundles["fp32"]) as runner:
         expected = [runner.run(frame[None])[0] for frame in frames]
         reference = _latency(runner, frames[0], "ONNX Runtime FP32")
+    with progress("building and timing the kernels") as advance:
+        kernels = check_kernels(out / "kernels", _compute_capability())
+        advance(1, 1, "")
     engines = []
     for precision in PRECISIONS:
         try:
@@ -84,12 +91,13 @@ def check(
         engines=engines,
         command="python -m tools.device " + shlex.join(sys.argv[1:]),
         utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        kernels=kernels,
     )
     text = render(report)
     write_text(out / "report.md", text)
     say_result(text)
     say(f"{out / 'report.md'}")
-    if not all(engine.passed for engine in engines):
+    if not report.passed:
         raise typer.Exit(ExitCode.FAILURE)
 
 
@@ -108,11 +116,9 @@ def _engine(
     with load_runner(bundle) as runner:
         got = [runner.run(frame[None])[0] for frame in frames]
         latency = _latency(runner, frames[0], f"TensorRT {precision}")
-    plan = built.get("plan") or {}
     return Engine(
         precision,
-        plan_bytes=plan.get("bytes"),
-        build_s=plan.get("seconds"),
+        plan=built.get("plan") or {},
         agreement=compare(expected, got, case.bundles["fp32"].thresholds.score),
         latency=latency,
     )
@@ -173,6 +179,16 @@ def _machine() -> dict[str, str]:
         "nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"
     )
     return facts
+
+
+def _compute_capability() -> str:
+    from metal_edge.runtime.cuda_memory import open_cuda  # noqa: PLC0415
+
+    cuda = open_cuda()
+    try:
+        return cuda.compute_capability
+    finally:
+        cuda.close()
 
 
 def _said(*words: str) -> str:

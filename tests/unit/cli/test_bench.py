@@ -15,8 +15,9 @@ import pytest
 from support.tiny_bundle import build_bundle, seal
 
 from metal_edge.bundle import sha256_of
-from metal_edge.cli.bench import WARM_UP, resident_memory, run_bench, take_turns
+from metal_edge.cli.bench import resident_memory, run_bench
 from metal_edge.errors import SettingsError, UnavailableError
+from metal_edge.runtime.timing import WARM_UP, take_turns
 
 
 class FakeTime:

@@ -133,19 +133,8 @@ class _Editor:
 
     def finish(self) -> None:
         """Drops what nobody reads any more, and puts the nodes in order."""
-        graph = self._model.graph
-        nodes = [n for n in graph.node if self._written.isdisjoint(n.output)] + self._added
-        nodes = _needed(graph, nodes)
-        _set_nodes(graph, nodes)
-        read = {name for node in nodes for name in node.input}
-        kept = [tensor for tensor in graph.initializer if tensor.name in read]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
-        del graph.value_info[:]
-        sort_nodes(graph)
-        if all(known.domain != DOMAIN for known in self._model.opset_import):
-            self._model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
-        onnx.checker.check_model(self._model)
+        rest = [n for n in self._model.graph.node if self._written.isdisjoint(n.output)]
+        put_nodes(self._model, rest + self._added)
 
     def _scales(self, attention: Attention) -> list[Array] | None:
         """Scales of the inputs and of the result, or None where int8 cannot be."""
@@ -200,6 +189,26 @@ class _Editor:
         return name
 
 
+def put_nodes(model: ModelProto, nodes: list[NodeProto]) -> None:
+    """Gives a graph these nodes, in order, without those and the weights that nobody reads.
+
+    The nodes may be of this package's domain. Shapes of tensors between them are forgotten.
+    """
+    graph = model.graph
+    copies = [NodeProto.FromString(n.SerializeToString()) for n in _needed(graph, nodes)]
+    del graph.node[:]
+    graph.node.extend(copies)
+    read = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    del graph.value_info[:]
+    sort_nodes(graph)
+    if all(known.domain != DOMAIN for known in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    onnx.checker.check_model(model)
+
+
 def _needed(graph: GraphProto, nodes: list[NodeProto]) -> list[NodeProto]:
     """Those nodes that an output of the graph depends on."""
     producer = {out: index for index, node in enumerate(nodes) for out in node.output}
@@ -211,9 +220,3 @@ def _needed(graph: GraphProto, nodes: list[NodeProto]) -> list[NodeProto]:
             wanted.add(index)
             names += nodes[index].input
     return [node for index, node in enumerate(nodes) if index in wanted]
-
-
-def _set_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)

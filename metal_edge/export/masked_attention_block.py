@@ -89,14 +89,9 @@ class MaskedAttentionBlockSpec:
         return helper.make_node(OP, inputs, [output], name, domain=DOMAIN, **self.attributes())
 
 
-def why_not_fused(batch_free_shapes: tuple[int, int, int], spec: MaskedAttentionBlockSpec) -> str:
-    """Why no kernel takes a block of these sizes; empty if one does.
-
-    Args:
-        batch_free_shapes: (N, M, W).
-        spec: the attributes.
-    """
-    _, keys, width = batch_free_shapes
+def why_not_fused(width: int, spec: MaskedAttentionBlockSpec) -> str:
+    """Why no kernel takes a block of this W; empty if one does."""
+    keys = spec.attention.mask_shape[2]
     head_dim = width // spec.attention.heads
     if keys > MAX_KEYS:
         return f"M is {keys}, more than {MAX_KEYS}"

@@ -19,6 +19,7 @@ from support.fused_blocks import (
     random_case,
 )
 
+from metal_edge.export.masked_attention_block import plain, reference
 from tools.kernels.block import Block, Case
 
 # Emulated on one core: no deadline means anything.
@@ -64,6 +65,16 @@ def test_every_width(block: Block, heads: int, head_dim: int) -> None:
 def test_the_block_of_the_zeroleak_model(block: Block) -> None:
     case = random_case(1, **ZEROLEAK, batch=2, query_batch=1, residual_batch=1)
     check_exact(case, block.run_host(case))
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
+def test_on_average_no_less_exact_than_separate_kernels(block: Block, density: float) -> None:
+    """Root mean squares of thousands of errors: no luck in them."""
+    case = changed(random_case(25, **ZEROLEAK, density=density), residual=0, b_out=0)
+    wanted = reference(case.tensors, case.spec)
+    errors = (block.run_host(case) - wanted, plain(case.tensors, case.spec) - wanted)
+    fused, separate = (np.sqrt(np.square(error).mean()) for error in errors)
+    assert fused <= 1.05 * separate
 
 
 def test_the_largest_block(block: Block) -> None:

@@ -54,7 +54,7 @@ def probes() -> list[Case]:
     masks = np.random.default_rng(0).random((3, 18, 40)) < 0.4
     masks[:, 4] = False
     grid = np.random.default_rng(1).random((20, 20)) < 0.5
-    constant = changed(random_case(5, heads=3), content=60000.0)
+    constant = changed(random_case(5, heads=7), content=60000.0)
     return [
         random_case(1, batch=2, heads=3, queries=18, keys=40, allowed=masks),
         random_case(2, heads=2, head_dim=64, queries=9, keys=72, fill=Fill.ZERO),

@@ -6,6 +6,7 @@ divergent collectives; a test that ends has seen none.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def test_bitwise_equal_in_every_order_of_blocks_and_warps(block: Block, module: 
     first, _ = block.run_ptx(module, case)
     for seed in (1, 2):
         np.testing.assert_array_equal(block.run_ptx(module, case, seed)[0], first)
+
+
+def test_work_is_what_the_readme_counts(block: Block, module: Module) -> None:
+    """1.70 million products per thread block of the model's, 426 KB of operands."""
+    case = random_case(33, heads=4, head_dim=64, queries=16, keys=72)
+    _, report = block.run_ptx(module, case)
+    done = Counter[str]()
+    for opcode, count in report.statistics.opcodes.items():
+        done[opcode.split(".")[0]] += count
+    width, keys, thread_blocks = 256, 80, 4  # keys: in whole tiles
+    products = 16 * 64 * width * (1 + 2 + 1) + 2 * 16 * width * keys
+    assert done["mma"] * 16 * 8 * 16 == thread_blocks * products
+    assert done["ldmatrix"] * 512 == thread_blocks * 425_984
 
 
 @pytest.mark.parametrize("name", FAULTS)

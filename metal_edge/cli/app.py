@@ -140,7 +140,8 @@ def build_engine(
         Path | None, typer.Option("--images", help="further good images for the threshold")
     ] = None,
     attention: Annotated[
-        AttentionName, typer.Option(help="TensorRT: whose attention; no plugin exists yet")
+        AttentionName,
+        typer.Option(help="TensorRT: whose attention; auto times both on this machine"),
     ] = AttentionName.AUTO,
     workspace: Annotated[
         int | None,

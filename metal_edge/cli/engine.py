@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from metal_edge.cli.console import Advance, print_json, progress, say, say_resul
 from metal_edge.cli.destination import bundle_folder
 from metal_edge.errors import ExitCode, SettingsError
 from metal_edge.export.engine import check_attention, choose_backend
+from metal_edge.export.tensorrt_attention import Attention
 from metal_edge.export.tensorrt_builder import BuildLog, BuildOptions
 from metal_edge.export.tensorrt_bundle import Plan, ensure_plan, rewrite_bundle
 from metal_edge.runtime.load import GoldenResult
@@ -30,13 +31,13 @@ _OF_A_BUNDLE = frozenset(
 class PlanOptions:
     """--attention, --workspace (MiB) and --timing-cache."""
 
-    attention: str = "auto"
+    attention: Attention = "auto"
     workspace_mib: int | None = None
     timing_cache: Path | None = None
 
     def check(self, backend: str) -> None:
         """Refuses what cannot be had; says what has no effect on `backend`."""
-        check_attention(self.attention)
+        check_attention(self.attention, backend)
         if backend != "tensorrt" and (self.workspace_mib or self.timing_cache):
             say("--workspace and --timing-cache concern TensorRT only: not used")
 
@@ -66,7 +67,7 @@ class Rebuilt:
         made = f"built in {manifest.build['seconds']} s" if self.plan.fresh else "was there"
         return (
             f"  plan for {manifest.key.machine}: {manifest.size / 1e6:.1f} MB, {made},"
-            f" {self.plan.cached.folder}\n{agreement}"
+            f" {self.plan.cached.folder}\n  attention: {_attention(manifest.build)}\n{agreement}"
         )
 
 
@@ -149,11 +150,27 @@ def _plan_with_progress(source: Bundle, options: PlanOptions) -> Plan:
         log = BuildLog(report, stop)
         build = BuildOptions(options.workspace_mib, options.timing_cache)
         try:
-            return ensure_plan(source, build, log, say, lambda: datetime.now(UTC))
+            return ensure_plan(
+                source,
+                build,
+                log,
+                say,
+                lambda: datetime.now(UTC),
+                attention=options.attention,
+            )
         except KeyboardInterrupt as interrupt:
             bar.close()
             say("stopped; no plan and no bundle were written")
             raise typer.Exit(ExitCode.INTERRUPTED) from interrupt
+
+
+def _attention(build: Mapping[str, Any]) -> str:
+    """Which one the plan holds, and what the others would have taken."""
+    asked = "as asked" if build["asked"] in {"native", "plugin"} else "chosen by auto"
+    medians = ", ".join(f"{name} {ms:.3g} ms" for name, ms in build.get("medians_ms", {}).items())
+    return f"{build['attention']}, {asked}" + (
+        f" (median of a frame: {medians})" if medians else ""
+    )
 
 
 def _plan_dict(plan: Plan) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from metal_edge.errors import UnavailableError
+from metal_edge.runtime.plugin import require_plugin
 from metal_edge.runtime.tensorrt_load import missing_for_tensorrt
 
 
@@ -36,14 +37,17 @@ def choose_backend(wanted: str) -> BackendChoice:
     return BackendChoice("onnxruntime", f"{missing}: building the bundle for ONNX Runtime")
 
 
-def check_attention(wanted: str) -> None:
-    """Accepts `auto | native`: TensorRT fuses attention itself, and there is nothing else yet.
+def check_attention(wanted: str, backend: str) -> None:
+    """Refuses `plugin` where it cannot be had, before anything is built.
 
     Raises:
-        UnavailableError: the plugin was asked for.
+        UnavailableError: the plugin was asked for and is not there, or the back end has none.
     """
-    if wanted == "plugin":
+    if wanted != "plugin":
+        return
+    if backend != "tensorrt":
         raise UnavailableError(
-            "--attention plugin: this version has no TensorRT plugin",
+            f"--attention plugin is TensorRT's, and this builds for {backend}",
             "use --attention auto or native",
         )
+    require_plugin()

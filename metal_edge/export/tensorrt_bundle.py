@@ -9,17 +9,19 @@ is only written when its golden images, whose scores ONNX Runtime gave, pass on 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 from metal_edge.bundle import Bundle, write_manifest
 from metal_edge.errors import BundleError, MetalEdgeError, OutputError, UnavailableError
-from metal_edge.export.tensorrt_builder import BuildLog, BuildOptions, build_plan
+from metal_edge.export.tensorrt_attention import Attention, Chooser
+from metal_edge.export.tensorrt_builder import BuildLog, BuildOptions
 from metal_edge.files import write_folder, write_text
 from metal_edge.runtime.cuda_memory import open_cuda
 from metal_edge.runtime.load import GoldenResult, check_golden, load_runner
@@ -53,11 +55,23 @@ def ensure_plan(
     log: BuildLog,
     say: Callable[[str], None],
     clock: Callable[[], datetime],
+    *,
+    attention: Attention = "auto",
+    seconds: Callable[[], float] = time.perf_counter,
 ) -> Plan:
     """The plan of this bundle for this GPU and TensorRT version, built unless it is there intact.
 
+    Args:
+        bundle: a verified bundle.
+        options, log: see `build_plan`.
+        say: told what is done, and why.
+        clock: of the day.
+        attention: what was asked for; a plan that was built for another wish is built anew.
+        seconds: the clock that attentions are compared by.
+
     Raises:
-        UnavailableError: TensorRT or the GPU cannot be used, or TensorRT cannot build it.
+        UnavailableError: TensorRT, the GPU or a plugin that was asked for cannot be used, or
+            TensorRT cannot build it.
         DataError: TensorRT cannot parse the bundle's ONNX file.
         OutputError: the cache cannot be written.
     """
@@ -67,14 +81,21 @@ def ensure_plan(
         stack.callback(cuda.close)
         key = key_of(bundle, trt, cuda)
         try:
-            return Plan(read_plan(roots, key), fresh=False)
-        except UnavailableError as reason:
-            _check_writable(roots[0])
-            say(f"{reason.what}: building it, which can take minutes ...")
+            plan = read_plan(roots, key)
+        except UnavailableError as error:
+            reason = error.what
+        else:
+            asked = plan.manifest.build.get("asked")
+            if asked == attention:
+                return Plan(plan, fresh=False)
+            reason = f"{plan.folder} was built with --attention {asked}, not {attention}"
+        _check_writable(roots[0])
+        say(f"{reason}: building it, which can take minutes ...")
         stack.enter_context(cuda.current())
         file = options.timing_cache or timing_cache_path(roots[0], key)
         options = replace(options, timing_cache=file)
-        _build(trt, bundle, key, roots[0], options=options, log=log, clock=clock)
+        chooser = Chooser(trt, bundle, options, log, say, seconds)
+        _build(chooser, key, roots[0], attention=attention, clock=clock)
         return Plan(read_plan(roots, key), fresh=True)
 
 
@@ -92,31 +113,30 @@ def _check_writable(root: Path) -> None:
 
 
 def _build(
-    trt: Any,
-    bundle: Bundle,
+    chooser: Chooser,
     key: PlanKey,
     root: Path,
     *,
-    options: BuildOptions,
-    log: BuildLog,
+    attention: Attention,
     clock: Callable[[], datetime],
 ) -> None:
     failed = root / f"{key.folder}.failed.log"
     began = clock()
     try:
-        content = build_plan(trt, bundle.model_path, options, log)
+        chosen = chooser.build(attention)
     except MetalEdgeError as error:
-        write_text(failed, log.text)
+        write_text(failed, chooser.log.text)
         raise type(error)(error.what, f"{error.remedy}; all its words: {failed}") from error
     ended = clock()
     build = {
-        "precision": bundle.manifest.precision,
-        "attention": "native",
-        "workspace_mib": options.workspace_mib,
+        "precision": chooser.bundle.manifest.precision,
+        "asked": attention,
+        **chosen.notes,
+        "workspace_mib": chooser.options.workspace_mib,
         "seconds": round((ended - began).total_seconds(), 1),
     }
-    manifest = describe_plan(key, content, ended.isoformat(timespec="seconds"), build)
-    write_plan(root, manifest, content, log.text)
+    manifest = describe_plan(key, chosen.content, ended.isoformat(timespec="seconds"), build)
+    write_plan(root, manifest, chosen.content, chooser.log.text)
     failed.unlink(missing_ok=True)
 
 

@@ -6,6 +6,7 @@ from metal_edge.bundle import Bundle
 from metal_edge.errors import UnavailableError
 from metal_edge.runtime.cuda_memory import open_cuda
 from metal_edge.runtime.plan_cache import read_plan
+from metal_edge.runtime.plugin import load_plugin
 from metal_edge.runtime.tensorrt_engine import import_tensorrt, last_error, make_logger
 from metal_edge.runtime.tensorrt_load import key_of, machine_roots
 
@@ -20,6 +21,8 @@ def layers_of(bundle: Bundle) -> str:
     try:
         plan = read_plan(machine_roots(), key_of(bundle, trt, cuda))
         with cuda.current():
+            if plan.manifest.needs_plugin:
+                load_plugin(trt)
             logger = make_logger(trt)
             engine = trt.Runtime(logger).deserialize_cuda_engine(plan.content)
             if engine is None:

@@ -35,6 +35,7 @@ ROOT_VARIABLE = "METAL_EDGE_PLANS"
 SHARED_ROOT = Path("/var/cache/metal-edge/plans")
 # Largest batch of a plan's optimisation profile; the line itself runs one frame at a time.
 MAX_BATCH = 8
+NATIVE = "native"  # attention that TensorRT fuses itself; everything else is the plugin's
 _MANIFEST_LIMIT = 1 << 20
 
 
@@ -50,7 +51,8 @@ class PlanKey(_Record):
         tensorrt: the library's version, e.g. "10.3.0".
         gpu: the device's name, e.g. "Orin".
         compute_capability: e.g. "8.7".
-        plugin_sha256: hex digest of the plugin library; None where the network has no plugin.
+        plugin_sha256: hex digest of the plugin library that the machine has; None without one.
+            Also where a plan does not use it: another library would have been chosen from anew.
         max_batch: largest batch of the optimisation profile.
     """
 
@@ -69,8 +71,14 @@ class PlanKey(_Record):
 
     @property
     def machine(self) -> str:
-        """The key without the model, for messages."""
+        """GPU and TensorRT, for messages."""
         return f"{self.gpu} (sm {self.compute_capability}), TensorRT {self.tensorrt}"
+
+    @property
+    def described(self) -> str:
+        """The key without the model, for messages."""
+        plugin = "" if self.plugin_sha256 is None else f", plugin {self.plugin_sha256[:8]}"
+        return self.machine + plugin
 
 
 class PlanManifest(_Record):
@@ -82,6 +90,11 @@ class PlanManifest(_Record):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     created_utc: str
     build: dict[str, Any]
+
+    @property
+    def needs_plugin(self) -> bool:
+        """Whether the plan cannot be deserialised without our plugin."""
+        return bool(self.build.get("attention", NATIVE) != NATIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +167,7 @@ def read_plan(roots: Sequence[Path], key: PlanKey) -> CachedPlan:
     if folder is None:
         searched = ", ".join(str(root) for root in roots)
         raise UnavailableError(
-            f"no TensorRT plan for {key.machine} in {searched}{_others(roots, key)}", _REBUILD
+            f"no TensorRT plan for {key.described} in {searched}{_others(roots, key)}", _REBUILD
         )
     manifest = _read_manifest(folder)
     path = folder / PLAN
@@ -238,7 +251,7 @@ def _others(roots: Sequence[Path], key: PlanKey) -> str:
             except UnavailableError:
                 continue  # a damaged neighbour says nothing about the plan that is asked for
             if found.onnx_sha256 == key.onnx_sha256:
-                machines.add(found.machine)
+                machines.add(found.described)
     return f" (there is one for {'; '.join(sorted(machines))})" if machines else ""
 
 

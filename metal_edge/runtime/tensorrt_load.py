@@ -16,6 +16,7 @@ from metal_edge.bundle import MODEL, Bundle
 from metal_edge.errors import UnavailableError
 from metal_edge.runtime.cuda_memory import Cuda, missing_cuda_package, open_cuda
 from metal_edge.runtime.plan_cache import PlanKey, plan_roots, read_plan
+from metal_edge.runtime.plugin import find_plugin, load_plugin
 from metal_edge.runtime.tensorrt_engine import TensorRtEngine, import_tensorrt
 from metal_edge.runtime.tensorrt_runner import TensorRtRunner
 
@@ -37,12 +38,18 @@ def machine_roots() -> tuple[Path, ...]:
 
 
 def key_of(bundle: Bundle, trt: Any, cuda: Cuda) -> PlanKey:
-    """The key of the plan that this bundle needs on this machine."""
+    """The key of the plan that this bundle needs on this machine.
+
+    Raises:
+        UnavailableError: METAL_EDGE_PLUGIN names what is not there.
+    """
+    plugin = find_plugin()
     return PlanKey(
         onnx_sha256=bundle.manifest.files[MODEL].sha256,
         tensorrt=str(trt.__version__),
         gpu=cuda.gpu,
         compute_capability=cuda.compute_capability,
+        plugin_sha256=None if plugin is None else plugin.sha256,
     )
 
 
@@ -50,7 +57,8 @@ def load_tensorrt_runner(bundle: Bundle) -> TensorRtRunner:
     """The bundle's plan for this GPU and TensorRT version, ready to run.
 
     Raises:
-        UnavailableError: TensorRT, the GPU or the plan is missing, or the plan is damaged.
+        UnavailableError: TensorRT, the GPU, the plan or a plugin that it needs is missing, or
+            the plan is damaged, or was built with another plugin.
         BundleError: the plan's inputs and outputs are not ours.
     """
     missing = missing_for_tensorrt()
@@ -65,6 +73,8 @@ def load_tensorrt_runner(bundle: Bundle) -> TensorRtRunner:
         undo.callback(cuda.close)
         plan = read_plan(roots, key_of(bundle, trt, cuda))
         with cuda.current():
+            if plan.manifest.needs_plugin:
+                load_plugin(trt)
             engine = TensorRtEngine(trt, plan.content, str(plan.folder))
         undo.pop_all()  # from here on the runner closes both
     return TensorRtRunner(engine, cuda, str(plan.folder))

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum, IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+from onnx.reference import ReferenceEvaluator
 
+from metal_edge.export.masked_attention import DOMAIN
+from metal_edge.export.masked_attention_onnx import REFERENCE_OPS
 from support.fake_cuda import FakeCuda
 
 MARK = b"FAKE PLAN "
+# A plugin library is a file of this and the names and versions of its creators.
+LIBRARY_MARK = "FAKE PLUGIN"
 Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
 DataType = Enum("DataType", "FLOAT HALF UINT8 INT8 INT32 INT64")
 _TYPES = {
@@ -52,6 +58,9 @@ class FakeTensorRt:
         refuses: the build fails with these words.
         during_build: called before the last step of a build.
         builds: what was asked of the builder, build by build.
+        plugin_bias, plugin_refuses: likewise, of networks with our plugin only.
+        costs: seconds of one execution, without and with our plugin; `elapsed` adds them up.
+        registry: of plugins.
     """
 
     ILogger = ILogger
@@ -69,15 +78,56 @@ class FakeTensorRt:
         self.refuses = ""
         self.during_build: Callable[[], object] = lambda: None
         self.builds: list[dict[str, Any]] = []
+        self.plugin_bias, self.plugin_refuses = 0.0, ""
+        self.costs, self.elapsed = (1.0, 1.0), 0.0
+        self.registry = Registry()
+
+    def get_plugin_registry(self) -> Registry:
+        return self.registry
 
     def Builder(self, logger: ILogger) -> Builder:  # noqa: N802 - TensorRT's name
         return Builder(self, logger)
 
     def OnnxParser(self, network: Network, logger: ILogger) -> Parser:  # noqa: N802
-        return Parser(network, logger)
+        return Parser(network, logger, self.registry)
 
     def Runtime(self, logger: ILogger) -> Runtime:  # noqa: N802
         return Runtime(self, logger)
+
+
+class Registry:
+    """Attributes: creators (name, version, namespace); loaded (paths, in order)."""
+
+    def __init__(self) -> None:
+        self.creators: set[tuple[str, str, str]] = set()
+        self.loaded: list[str] = []
+
+    def load_library(self, path: str) -> object | None:
+        self.loaded.append(path)
+        text = Path(path).read_text(encoding="utf-8")
+        if not text.startswith(LIBRARY_MARK):
+            return None
+        words = text.removeprefix(LIBRARY_MARK).split()
+        found = {(n, v, "") for n, v in zip(words[::2], words[1::2], strict=True)}
+        self.creators |= found
+        return found
+
+    def deregister_library(self, handle: Any) -> None:
+        self.creators -= handle
+
+    def get_creator(self, name: str, version: str, namespace: str) -> object | None:
+        return object() if (name, version, namespace) in self.creators else None
+
+    def lacks(self, model: onnx.ModelProto) -> str:
+        """A node of ours that nobody creates."""
+        return next(
+            (
+                node.op_type
+                for node in model.graph.node
+                if node.domain == DOMAIN and self.get_creator(node.op_type, "1", "") is None
+            ),
+            "",
+        )
 
 
 class Network:
@@ -102,9 +152,9 @@ class Network:
 class Parser:
     """Refuses uint8 arithmetic, as TensorRT does; a shape is none."""
 
-    def __init__(self, network: Network, logger: ILogger) -> None:
+    def __init__(self, network: Network, logger: ILogger, registry: Registry) -> None:
         assert logger.initialised
-        self._network = network
+        self._network, self._registry = network, registry
         self._errors: list[Any] = []
 
     def parse(self, content: bytes) -> bool:
@@ -112,6 +162,7 @@ class Parser:
         for index, node in enumerate(model.graph.node):
             if "image" in node.input and node.op_type not in {"Cast", "Shape"}:
                 self._errors.append(_problem(index, node))
+        assert not self._registry.lacks(model), "parsed before its plugin was loaded"
         return not self._errors
 
     @property
@@ -188,8 +239,9 @@ class Builder:
         self._trt.during_build()
         wanted = wanted and monitor.step_complete("Building engine", 1)
         monitor.phase_finish("Building engine")
-        if self._trt.refuses or not wanted:
-            self._logger.log(Severity.ERROR, self._trt.refuses or "cancelled")
+        refuses = self._trt.refuses or (_is_ours(network.model) and self._trt.plugin_refuses)
+        if refuses or not wanted:
+            self._logger.log(Severity.ERROR, refuses or "cancelled")
             return None
         largest = self._asked["profile"]["image"][2][0] if "profile" in self._asked else 1
         return MARK + f"{largest} ".encode() + network.model.SerializeToString()
@@ -204,13 +256,18 @@ class Runtime:
             self._logger.log(Severity.ERROR, "Magic tag does not match")
             return None
         largest, _, model = plan.removeprefix(MARK).partition(b" ")
+        missing = self._trt.registry.lacks(onnx.load_from_string(model))
+        if missing:
+            self._logger.log(Severity.ERROR, f"Cannot find plugin: {missing}, version: 1")
+            return None
         return Engine(self._trt, int(largest), model)
 
 
 class Engine:
     def __init__(self, trt: FakeTensorRt, largest: int, model: bytes) -> None:
         self.trt, self.cuda = trt, trt.cuda()
-        graph = onnx.load_from_string(model).graph
+        loaded = onnx.load_from_string(model)
+        graph, self.ours = loaded.graph, _is_ours(loaded)
         self._tensors = {
             t.name: t
             for t in (
@@ -219,7 +276,11 @@ class Engine:
             )
         }
         self._largest = largest
-        self.session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self.session: Any = (
+            ReferenceEvaluator(loaded, new_ops=REFERENCE_OPS)
+            if self.ours
+            else ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        )
 
     @property
     def num_io_tensors(self) -> int:
@@ -271,9 +332,15 @@ class Context:
         cuda, names = self._engine.cuda, ("anomaly_map", "score")
         pixels = cuda.memory(self._addresses["image"], int(np.prod(self._shape)))
         maps, scores = self._engine.session.run(names, {"image": pixels.reshape(self._shape)})
-        scores = scores + np.float32(self._engine.trt.bias)
+        trt, ours = self._engine.trt, self._engine.ours
+        trt.elapsed += trt.costs[ours]
+        scores = scores + np.float32(trt.bias + ours * trt.plugin_bias)
         for name, values in zip(names, (maps, scores), strict=True):
             cuda.memory(self._addresses[name], values.nbytes)[:] = values.view(np.uint8).ravel()
+
+
+def _is_ours(model: onnx.ModelProto) -> bool:
+    return any(node.domain == DOMAIN for node in model.graph.node)
 
 
 def _tensor(value: onnx.ValueInfoProto, is_input: bool) -> Any:

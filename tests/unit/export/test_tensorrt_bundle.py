@@ -49,10 +49,13 @@ def test_bundle_plan_and_runner(machine: Machine, source: Bundle, tmp_path: Path
     plan = plan_of(source, said)
     assert plan.fresh
     assert "no TensorRT plan for Fake Orin (sm 8.7), TensorRT 10.3.0" in said[0]
+    assert "there is no TensorRT plugin" in said[1]
     assert {p.name for p in plan.cached.folder.iterdir()} == {PLAN, MANIFEST, LOG}
     assert plan.cached.manifest.build == {
         "precision": "fp32",
+        "asked": "auto",
         "attention": "native",
+        "without_plugin": plan.cached.manifest.build["without_plugin"],
         "workspace_mib": 64,
         "seconds": 90.0,
     }
@@ -138,7 +141,8 @@ def test_a_failed_build_leaves_its_words(machine: Machine, source: Bundle) -> No
     with pytest.raises(UnavailableError, match=r"node 7.*all its words: .*\.failed\.log"):
         plan_of(source)
     (log,) = machine.plans.iterdir()
-    assert log.read_text() == "INFO building\nERROR no implementation for node 7\n"
+    said = "INFO attention: native\nINFO building\nERROR no implementation for node 7\n"
+    assert log.read_text() == said
     machine.trt.refuses = ""
     plan_of(source)
     assert not log.exists()

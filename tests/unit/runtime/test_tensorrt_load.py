@@ -13,7 +13,7 @@ from support.tiny_bundle import build_bundle
 from metal_edge.bundle import Bundle, write_manifest
 from metal_edge.errors import UnavailableError
 from metal_edge.export.engine import check_attention, choose_backend
-from metal_edge.runtime import tensorrt_load
+from metal_edge.runtime import plugin, tensorrt_load
 from metal_edge.runtime.load import load_runner
 from metal_edge.runtime.tensorrt_engine import TensorRtEngine, import_tensorrt
 from metal_edge.runtime.tensorrt_load import missing_for_tensorrt
@@ -56,11 +56,20 @@ def test_with_everything(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
     assert choose_backend("onnxruntime").backend == "onnxruntime"
 
 
-def test_there_is_no_plugin() -> None:
+def test_a_plugin_that_is_asked_for_must_be_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(plugin, "PLACES", (tmp_path / "plugin.so",))
+    monkeypatch.delenv(plugin.VARIABLE, raising=False)
     with pytest.raises(UnavailableError, match="no TensorRT plugin"):
-        check_attention("plugin")
-    check_attention("auto")
-    check_attention("native")
+        check_attention("plugin", "tensorrt")
+    for wanted in ("auto", "native"):
+        check_attention(wanted, "tensorrt")
+        check_attention(wanted, "onnxruntime")
+    (tmp_path / "plugin.so").write_bytes(b"")
+    check_attention("plugin", "tensorrt")
+    with pytest.raises(UnavailableError, match="is TensorRT's, and this builds for onnxruntime"):
+        check_attention("plugin", "onnxruntime")
 
 
 @pytest.mark.usefixtures("no_gpu")

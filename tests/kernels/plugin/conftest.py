@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tools.kernels.build import MissingToolError
-from tools.kernels.plugin import Built, build
+from tools.kernels.plugin import FORMS, Built, build
 from tools.tensorrt.wheels import UnobtainableError
 
 
@@ -14,6 +14,11 @@ def built_or_skip(form: str) -> Built:
         return build(form)
     except (MissingToolError, UnobtainableError) as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", params=FORMS)
+def built(request: pytest.FixtureRequest) -> Built:
+    return built_or_skip(request.param)
 
 
 @pytest.fixture(scope="session")

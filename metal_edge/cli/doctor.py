@@ -18,8 +18,9 @@ from metal_edge.bundle import Bundle
 from metal_edge.cli.console import print_json, say_result
 from metal_edge.daemon.cameras import create_camera
 from metal_edge.daemon.clock import SystemClock, read_clock_state
-from metal_edge.errors import ExitCode, MetalEdgeError
+from metal_edge.errors import ExitCode, MetalEdgeError, UnavailableError
 from metal_edge.runtime.load import check_golden, load_runner
+from metal_edge.runtime.plugin import find_plugin
 from metal_edge.runtime.tensorrt_load import missing_for_tensorrt
 from metal_edge.settings import LineSettings, load_settings
 
@@ -51,6 +52,7 @@ def run_doctor(config: Path | None, as_json: bool) -> None:
         _onnxruntime(),
         _training(),
         _tensorrt(),
+        _plugin(),
         _mosquitto(),
         _disk(),
         _clock(),
@@ -104,6 +106,16 @@ def _tensorrt() -> Finding:
     if missing is None:
         return Finding(Level.OK, "tensorrt", "a GPU, tensorrt and CUDA for Python are there")
     return Finding(Level.NOTE, "tensorrt", f"{missing}; bundles run on ONNX Runtime")
+
+
+def _plugin() -> Finding:
+    try:
+        plugin = find_plugin()
+    except UnavailableError as error:
+        return Finding(Level.FAIL, "plugin", error.what, error.remedy)
+    if plugin is None:
+        return Finding(Level.NOTE, "plugin", "not installed; TensorRT runs attention itself")
+    return Finding(Level.OK, "plugin", f"{plugin.path}, SHA-256 {plugin.sha256[:8]}...")
 
 
 def _mosquitto() -> Finding:
@@ -183,8 +195,6 @@ def _check_camera(settings: LineSettings) -> str:
 
 
 def _check_broker(settings: LineSettings) -> str:
-    from metal_edge.errors import UnavailableError
-
     host, port = settings.mqtt.host, settings.mqtt.port
     try:
         with socket.create_connection((host, port), settings.mqtt.connect_timeout_s):

@@ -6,13 +6,13 @@ and when it deserialises a plan: the library must be in its registry before eith
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metal_edge.bundle import sha256_of
 from metal_edge.errors import UnavailableError
 
 VARIABLE = "METAL_EDGE_PLUGIN"
@@ -48,8 +48,7 @@ def find_plugin(environ: Mapping[str, str] | None = None) -> Plugin | None:
     if path is None:
         return None
     try:
-        with path.open("rb") as file:
-            return Plugin(path, hashlib.file_digest(file, "sha256").hexdigest())
+        return Plugin(path, sha256_of(path))
     except OSError as error:
         raise UnavailableError(
             f"the TensorRT plugin {path} cannot be read ({error.strerror})",

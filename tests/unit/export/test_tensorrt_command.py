@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.attention_bundle import attention_bundle
 from support.cli import Call, called, listing
 from support.tensorrt_machine import Machine
 from support.tiny_bundle import build_bundle
@@ -73,6 +76,31 @@ def test_refusals_write_nothing(
     assert "--workspace" in refused.error
     after = {k: v for k, v in listing(tmp_path).items() if not k.startswith("plans")}
     assert after == before
+
+
+def test_whose_attention(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = attention_bundle(tmp_path / "tiny.bundle")
+    machine = Machine(tmp_path / "plans", monkeypatch)
+    machine.install_plugin()
+    build = ("build-engine", bundle, "--backend", "tensorrt", "-o", tmp_path / "out")
+    asked = call(*build, "--attention", "plugin", "--json")
+    assert asked.code == 0, asked.err
+    plan = asked.json["plan"]
+    assert (plan["asked"], plan["attention"], plan["replaced"]) == ("plugin", "plugin", 1)
+    assert plan["plugin_sha256"] == hashlib.sha256(machine.library.read_bytes()).hexdigest()
+    again = call(*build, "--attention", "plugin", "--json")
+    assert again.json["plan"]["fresh"] is False
+    native = call(*build, "--attention", "native")
+    assert "with --attention plugin, not native" in native.err
+    assert "attention: native, as asked" in native.out
+    chosen = call(*build)
+    assert "timing native, plugin" in chosen.err
+    words = r"attention: (native|plugin), chosen by auto \(median of a frame: native .* plugin .*\)"
+    assert re.search(words, chosen.out), chosen.out
+    refused = call(*build, "--backend", "onnxruntime", "--attention", "plugin")
+    assert refused.code == 69
+    assert "--attention plugin is TensorRT's" in refused.error
+    machine.check_released()
 
 
 def test_ctrl_c_during_the_build(

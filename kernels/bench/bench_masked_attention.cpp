@@ -11,8 +11,8 @@
 namespace metal_edge::bench {
 namespace {
 
-constexpr int kMismatch = 1, kUsage = 2,
-              kUnavailable = 69;  // exit codes; 69 is sysexits' EX_UNAVAILABLE
+constexpr int kMismatch = 1, kUsage = 64,
+              kUnavailable = 69;  // exit codes, the last two of sysexits.h
 
 constexpr char kHelp[] =
     "Checks the masked-attention kernels against float64 on the CPU, then times them on the GPU\n"
@@ -24,7 +24,7 @@ constexpr char kHelp[] =
     "  --repeats N     timed launches, 1 to 100000 (200)\n"
     "  --check-only    no timing\n"
     "  --json FILE     the table as JSON too\n\n"
-    "Exit code 0: all results are right. 1: one is not, or CUDA failed. 2: wrong arguments.\n"
+    "Exit code 0: all results are right. 1: one is not, or CUDA failed. 64: wrong arguments.\n"
     "69: no GPU.\n";
 
 struct Options {

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from metal_edge import __version__
 from metal_edge.bundle import Bundle
-from metal_edge.runtime.timing import take_turns
 from metal_edge.cli.console import progress, say, say_result
 from metal_edge.data import load_images
 from metal_edge.errors import ExitCode, MetalEdgeError, UnavailableError
@@ -34,6 +33,7 @@ from metal_edge.files import write_text
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.load import load_runner
 from metal_edge.runtime.tensorrt_load import missing_for_tensorrt
+from metal_edge.runtime.timing import take_turns
 from tools.bench.case import Case, prepare
 from tools.device.agreement import compare
 from tools.device.kernels import check_kernels

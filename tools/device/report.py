@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from tools.device.agreement import Agreement
+from tools.device.kernels import Kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +21,16 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """One precision on this device; `failure` in place of everything else that then is None."""
+    """One precision on this device; `failure` in place of everything else that then is None.
+
+    Attributes:
+        plan: what `build-engine --json` says of the plan: bytes, seconds, whose attention it has,
+            and every attention's median, `medians_ms`.
+    """
 
     precision: str
     failure: str | None = None
-    plan_bytes: int | None = None
-    build_s: float | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)
     agreement: Agreement | None = None
     latency: Latency | None = None
 
@@ -43,6 +49,7 @@ class Report:
         machine: names and versions, in the order in which they are printed.
         reference: ONNX Runtime FP32's latency on the same machine.
         command: that made it.
+        kernels: the attention kernels by themselves.
     """
 
     machine: dict[str, str]
@@ -51,6 +58,12 @@ class Report:
     engines: Sequence[Engine]
     command: str
     utc: str
+    kernels: Kernels = field(default_factory=Kernels)
+
+    @property
+    def passed(self) -> bool:
+        """Every engine passed, and no kernel gave a wrong result."""
+        return self.kernels.wrong is None and all(engine.passed for engine in self.engines)
 
 
 def render(report: Report) -> str:
@@ -73,17 +86,56 @@ def render(report: Report) -> str:
     if failures:
         parts.append("Failed:\n\n" + "\n".join(failures))
     parts.append(
-        "TensorRT runs its native attention: this version has no plugin to compare it with.\n"
         "Layers of each plan, as TensorRT's inspector lists them: `layers-<precision>.json`."
     )
+    parts += _attention(report.engines)
+    parts += _kernels(report.kernels)
     return "\n\n".join(parts) + "\n"
+
+
+def _attention(engines: Sequence[Engine]) -> list[str]:
+    """Native against plugin, as `build-engine --attention auto` timed them."""
+    plans = [(engine.precision, engine.plan) for engine in engines if engine.plan.get("attention")]
+    if not plans:
+        return []
+    names = sorted({name for _, plan in plans for name in plan.get("medians_ms", {})})
+    lines = [
+        f"| precision | {' | '.join([*(f'{name}, ms' for name in names), 'in the plan'])} |",
+        "|---|" + "---|" * (len(names) + 1),
+    ]
+    for precision, plan in plans:
+        medians = plan.get("medians_ms", {})
+        cells = [f"{medians[name]:.3f}" if name in medians else "" for name in names]
+        lines.append(f"| {precision} | {' | '.join([*cells, str(plan['attention'])])} |")
+    reasons = [
+        f"* {precision}: {name} is out: {reason}"
+        for precision, plan in plans
+        for name, reason in plan.get("out", {}).items()
+    ]
+    reasons += [
+        f"* {precision}: {plan['without_plugin']}"
+        for precision, plan in plans
+        if plan.get("without_plugin")
+    ]
+    parts = ["## Attention: TensorRT's own, and the plugin's", "\n".join(lines)]
+    return parts + (["\n".join(reasons)] if reasons else [])
+
+
+def _kernels(kernels: Kernels) -> list[str]:
+    parts = ["## The attention kernels by themselves"]
+    if kernels.wrong is not None:
+        parts.append(f"WRONG: {kernels.wrong}")
+    if kernels.table is not None:
+        parts.append(f"```\n{kernels.table.rstrip()}\n```")
+    parts += [f"* {note}" for note in kernels.notes]
+    return parts if len(parts) > 1 else []
 
 
 def _row(engine: Engine) -> str:
     if engine.failure is not None:
         return f"| TensorRT {engine.precision} | | | | | | | | FAILED |"
-    size = "" if engine.plan_bytes is None else f"{engine.plan_bytes / 1e6:.1f}"
-    build = "" if engine.build_s is None else f"{engine.build_s:.0f}"
+    size = f"{engine.plan['bytes'] / 1e6:.1f}" if "bytes" in engine.plan else ""
+    build = f"{engine.plan['seconds']:.0f}" if "seconds" in engine.plan else ""
     latency = " | " if engine.latency is None else _ms(engine.latency)
     agreement = engine.agreement
     told = (

@@ -92,7 +92,7 @@ def test_nothing_claims_a_time_where_nothing_was_timed(checked: dict[str, Any]) 
 )
 def test_wrong_arguments_are_named(emulated: Path, words: list[str], said: str) -> None:
     done = _run(emulated, *words)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (64, "")
     assert said in done.stderr
 
 

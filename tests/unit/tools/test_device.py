@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from metal_edge.domain import Inspection
 from metal_edge.runtime.tensorrt_load import missing_for_tensorrt
 from tools.device import __main__ as command
 from tools.device.agreement import Agreement, compare
+from tools.device.kernels import Kernels, check_kernels
 from tools.device.report import Engine, Latency, Report, render
 
 
@@ -44,8 +47,8 @@ def test_a_nan_flips_what_passed_and_shows_in_the_correlation() -> None:
 def test_the_report_names_what_failed_and_what_differs() -> None:
     same, flipped = Agreement(44, 0.01, 0.9999, 0, 0.2), Agreement(44, 0.2, 0.99, 1, 0.2)
     engines = [
-        Engine("fp16", None, 12_300_000, 61.0, same, Latency(2, 3, 300)),
-        Engine("int8", None, 9_000_000, 70.0, flipped, Latency(1, 2, 300)),
+        Engine("fp16", None, {"bytes": 12_300_000, "seconds": 61.0}, same, Latency(2, 3, 300)),
+        Engine("int8", None, {"bytes": 9_000_000, "seconds": 70.0}, flipped, Latency(1, 2, 300)),
         Engine("fp32", failure="TensorRT cannot build it"),
     ]
     report = Report({"GPU": "Orin"}, "metal", Latency(9, 10, 300), engines, "make", "2026-01-02T03")
@@ -55,9 +58,107 @@ def test_the_report_names_what_failed_and_what_differs() -> None:
     assert rows["TensorRT fp16"].endswith("| 0 of 44 | ok |")
     assert rows["TensorRT int8"].endswith("| 1 of 44 | FAILED |")
     assert rows["TensorRT fp32"].endswith("| FAILED |")
+    assert "| TensorRT fp16 | 12.3 | 61 |" in text
     assert "* fp32: TensorRT cannot build it" in text
     cells = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(cells) == 1
+
+
+def report_of(plans: dict[str, dict[str, Any]], kernels: Kernels) -> Report:
+    same = Agreement(44, 0.01, 0.9999, 0, 0.2)
+    engines = [Engine(name, None, plan, same, Latency(2, 3, 300)) for name, plan in plans.items()]
+    return Report({}, "metal", Latency(9, 10, 300), engines, "make", "2026-01-02T03", kernels)
+
+
+def test_native_and_plugin_attention_stand_side_by_side() -> None:
+    plans = {
+        "fp16": {"attention": "plugin", "medians_ms": {"native": 0.5, "plugin": 0.41234}},
+        "int8": {
+            "attention": "native",
+            "medians_ms": {"native": 0.4},
+            "out": {"plugin": "golden image 3 differs"},
+        },
+        "fp32": {"attention": "native", "without_plugin": "there is no TensorRT plugin"},
+    }
+    text = render(report_of(plans, Kernels()))
+    assert "| precision | native, ms | plugin, ms | in the plan |" in text
+    assert "| fp16 | 0.500 | 0.412 | plugin |" in text
+    assert "| int8 | 0.400 |  | native |" in text
+    assert "* int8: plugin is out: golden image 3 differs" in text
+    assert "* fp32: there is no TensorRT plugin" in text
+    assert "kernels by themselves" not in text, "an empty section says nothing"
+
+
+def test_a_wrong_kernel_fails_the_check_though_every_engine_passes() -> None:
+    right = report_of({"fp16": {}}, Kernels(table="case  ours\n", notes=("no plugin",)))
+    wrong = report_of({"fp16": {}}, Kernels(wrong="off by 3"))
+    assert right.passed
+    assert not wrong.passed
+    assert "WRONG: off by 3" in render(wrong)
+    assert "```\ncase  ours\n```" in render(right)
+    assert "* no plugin" in render(right)
+
+
+def test_missing_tools_are_told_and_nothing_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("METAL_EDGE_PLUGIN", raising=False)
+    found = check_kernels(tmp_path / "out")
+    assert (found.table, found.result, found.wrong) == (None, None, None)
+    assert len(found.notes) == 2
+    assert all("cmake is not installed" in note for note in found.notes)
+
+
+def fake_cmake(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Puts a shell script on PATH as cmake."""
+    folder.mkdir()
+    (folder / "cmake").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "cmake").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.delenv("METAL_EDGE_PLUGIN", raising=False)
+
+
+EMULATION = ("-DMETAL_EDGE_CUDA=OFF",)
+
+
+def test_what_a_build_says_is_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cmake(tmp_path / "bin", monkeypatch, "echo fine; echo 'CMake Error: no headers'; exit 1")
+    found = check_kernels(tmp_path / "out", options=EMULATION)
+    assert found.notes[0] == "The benchmark of the kernels was not built: CMake Error: no headers"
+    assert found.notes[1].startswith("No plugin, so attention is TensorRT's own: CMake Error")
+
+
+BUILDS = """
+if [ "$1" = --build ]; then
+  printf '#!/bin/sh\\necho off by 3 >&2; exit %d\\n' {code} > "$2/bench_masked_attention"
+  chmod 755 "$2/bench_masked_attention"
+else
+  mkdir -p "$4"
+fi
+"""
+
+
+@pytest.mark.parametrize("code", [1, 69, 139])
+def test_how_a_benchmark_ends_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    fake_cmake(tmp_path / "bin", monkeypatch, BUILDS.format(code=code))
+    found = check_kernels(tmp_path / "out", options=EMULATION)
+    assert found.table is None
+    assert found.wrong == ("off by 3" if code == 1 else None)
+    assert any(f"ended with {code}: off by 3" in note for note in found.notes) is (code != 1)
+
+
+def test_a_plugin_that_is_named_is_not_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("METAL_EDGE_PLUGIN", "/opt/plugin.so")
+    found = check_kernels(tmp_path / "out")
+    assert "Plugin: /opt/plugin.so, named by METAL_EDGE_PLUGIN." in found.notes
 
 
 @pytest.mark.skipif(missing_for_tensorrt() is None, reason="this machine can run TensorRT")

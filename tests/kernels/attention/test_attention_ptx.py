@@ -70,7 +70,7 @@ PROBLEMS = dict(problems())
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-@pytest.mark.parametrize("seed", [None, 1])
+@pytest.mark.parametrize(("ptx", "seed"), [("sm_87", 1), ("sm_110", None)], indirect=["ptx"])
 def test_ptx_breaks_no_rule_and_computes_the_operator(
     library: HostLibrary, ptx: Module, name: str, seed: int | None
 ) -> None:

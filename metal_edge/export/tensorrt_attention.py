@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -123,8 +124,8 @@ class Chooser:
                     runners[variant.name] = runner
             if not runners:
                 raise failures[variants[0].name]
-            medians = self._medians(runners)
-        best = min(medians, key=lambda name: medians[name])
+            medians = self._medians(runners) if len(runners) > 1 else {}
+        best = min(runners, key=lambda name: medians.get(name, 0.0))
         notes = next(variant.notes for variant in variants if variant.name == best)
         return Chosen(
             plans[best],
@@ -149,9 +150,8 @@ class Chooser:
     def _medians(self, runners: Mapping[str, Runner]) -> dict[str, float]:
         """Milliseconds per frame, copies included, of runners that take turns."""
         frame = read_golden_image(self.bundle, self.bundle.golden.images[0].file)[None]
-        calls = [lambda runner=runner: runner.run(frame) for runner in runners.values()]
-        if len(calls) > 1:
-            self.say(f"timing {', '.join(runners)}: {TURNS} frames each, in turn ...")
+        calls = [partial(runner.run, frame) for runner in runners.values()]
+        self.say(f"timing {', '.join(runners)}: {TURNS} frames each, in turn ...")
         times = take_turns(calls, TURNS, self.seconds)
         return dict(zip(runners, np.median(times, axis=0).tolist(), strict=True))
 
@@ -171,8 +171,7 @@ def plugin_variants(trt: Any, model: Path, folder: Path) -> list[Variant]:
     try:
         import onnx
 
-        from metal_edge.export.attention_surgery import replace_attention
-        from metal_edge.export.attention_surgery_block import fuse_blocks
+        from metal_edge.export.attention_variants import plugin_graphs
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in {"onnx", "google"}:
             raise
@@ -180,32 +179,22 @@ def plugin_variants(trt: Any, model: Path, folder: Path) -> list[Variant]:
             "putting the plugin into a graph needs the Python package onnx",
             "pip install onnx, or build with --attention native",
         ) from error
-    source = onnx.load(model)
-    first = replace_attention(source)
-    if not first.replaced:
-        reasons = "; ".join(first.refused) or "it has none"
+    try:
+        graphs, refused = plugin_graphs(onnx.load(model))
+    except Exception as error:  # onnx raises many kinds on an odd graph, and native is still left
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UnavailableError(
-            f"no attention of {model} is the plugin's ({reasons})",
+            f"the plugin cannot be put into {model} ({reason})",
+            "build with --attention auto or native, and report this with the bundle",
+        ) from error
+    if not graphs:
+        raise UnavailableError(
+            f"no attention of {model} is the plugin's ({'; '.join(refused) or 'it has none'})",
             "build with --attention auto or native",
         )
-    graphs = {}
-    floats = first
-    if any(one.dtype == "int8" for one in first.replaced):
-        graphs["plugin int8"] = first
-        floats = replace_attention(source, int8=False)
-    graphs[PLUGIN] = floats
     found = []
-    for name, done in graphs.items():
-        notes = {"replaced": len(done.replaced), "kept": list(done.refused)}
-        found.append(Variant(name, _save(onnx, done.model, folder), notes))
-    blocks = fuse_blocks(floats.model)
-    if blocks.fused:
-        notes = {"replaced": len(floats.replaced), "fused": len(blocks.fused)}
-        found.append(Variant("plugin block", _save(onnx, blocks.model, folder), notes))
+    for index, graph in enumerate(graphs):
+        path = folder / f"{index}.onnx"
+        onnx.save(graph.model, path)
+        found.append(Variant(graph.name, path, graph.notes))
     return found
-
-
-def _save(onnx: Any, model: Any, folder: Path) -> Path:
-    path = folder / f"{len(list(folder.iterdir()))}.onnx"
-    onnx.save(model, path)
-    return path

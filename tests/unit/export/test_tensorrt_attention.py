@@ -18,7 +18,7 @@ from support.tiny_bundle import SIZE, build_bundle
 
 from metal_edge.bundle import Bundle
 from metal_edge.errors import BundleError, MetalEdgeError, UnavailableError
-from metal_edge.export import tensorrt_attention
+from metal_edge.export import attention_variants, tensorrt_attention
 from metal_edge.export.tensorrt_attention import Attention
 from metal_edge.export.tensorrt_builder import BuildLog, BuildOptions
 from metal_edge.export.tensorrt_bundle import Plan, ensure_plan, rewrite_bundle
@@ -144,7 +144,7 @@ def spoil(what: str, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path
         machine.install_plugin(f"{LIBRARY_MARK} MaskedAttention 2")
     elif what == "no onnx":
         for name in list(sys.modules):
-            if name.startswith("metal_edge.export.attention_surgery"):
+            if name.startswith("metal_edge.export.attention_"):
                 monkeypatch.delitem(sys.modules, name)
         monkeypatch.setitem(sys.modules, "onnx", None)
     elif what == "does not build":
@@ -216,6 +216,20 @@ def test_a_calibrated_graph_is_tried_with_int8_and_with_float_attention(
     made = Build(machine, bundle)
     assert set(made.build["medians_ms"]) == {"native", "plugin int8", "plugin"}
     assert made.build["attention"] == "plugin int8"
+
+
+def test_a_surgery_that_fails_is_no_reason_to_have_no_plan(
+    machine: Machine, source: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(source: onnx.ModelProto) -> None:
+        raise RuntimeError("no shape\nfor node 7")
+
+    monkeypatch.setattr(attention_variants, "plugin_graphs", fails)
+    made = Build(machine, source)
+    assert made.build["attention"] == "native"
+    assert "cannot be put into" in made.said[-1] and "(no shape)" in made.said[-1]
+    with pytest.raises(UnavailableError, match=r"model\.onnx \(no shape\)"):
+        Build(machine, source, "plugin")
 
 
 def test_the_bundles_own_graph_stays_native(

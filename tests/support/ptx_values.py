@@ -26,6 +26,13 @@ def _extremes(dtype: np.dtype) -> list[int]:
     return [*numbers.view(f"u{dtype.itemsize}").tolist(), (1 << 8 * dtype.itemsize) - 1]
 
 
+def extreme_pairs(type_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Every extreme value of a PTX type with every other."""
+    dtype = np.dtype(DTYPES[type_name])
+    values = np.array(_extremes(dtype), f"u{dtype.itemsize}").view(dtype)
+    return np.repeat(values, len(values)), np.tile(values, len(values))
+
+
 def lanes(type_name: str) -> st.SearchStrategy:
     """Arrays of LANES values of a PTX type."""
     dtype = np.dtype(DTYPES[type_name])

@@ -133,8 +133,6 @@ def divide_integers(a: Any, b: Any) -> Any:
     quotient = a // safe
     if a.dtype.kind == "i":  # NumPy rounds down
         quotient = quotient + ((quotient * safe != a) & ((a < 0) != (safe < 0)))
-        # the most negative number / -1 wraps
-        quotient = np.where(safe == -1, -a, quotient)
     return np.where(zero, np.invert(np.zeros_like(a)), quotient).astype(a.dtype)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.exact import nearest, same
 from support.ptx_text import DTYPES, apply
-from support.ptx_values import lanes
+from support.ptx_values import extreme_pairs, lanes
 
 INTEGERS = ["s16", "u16", "s32", "u32", "s64", "u64"]
 FLOATS = ["f16", "f32", "f64"]
@@ -156,32 +156,23 @@ def test_float_arithmetic_rounds_once(type_name: str, data: st.DataObject) -> No
 
 
 def test_fma_does_not_round_twice() -> None:
-    # The float64 sum 1 + 2**-24 + 2**-54 rounds to a tie of float32, then to 1; the exact sum is
-    # above the tie.
-    a = np.array([1 + 2**-23], np.float32)
-    b = np.array([2**-24], np.float32)  # a * b = 2**-24 + 2**-47
-    c = np.array([1 + 2**-23], np.float32)
-    tiny = np.array([2.0**-60], np.float32)
-    for x, y, z in ((a, b, c), (np.ones(1, np.float32), tiny, np.float32([1.0])), (b, c, -c)):
-        got = apply("fma.rn.f32 d, a, b, c", "f32", ("f32", x), ("f32", y), ("f32", z))
-        assert same(got, exact_floats(lambda p, q, r: p * q + r, "f32", x, y, z))
-    half = np.array([2.0**-12], np.float32)
-    product = np.array([2.0**-12 * (1 + 2**-20)], np.float32)  # just above half an ulp of 1
-    got = apply(
-        "fma.rn.f32 d, a, b, c",
-        "f32",
-        ("f32", half),
-        ("f32", product),
-        ("f32", np.ones(1, np.float32)),
-    )
-    assert got[0] == np.float32(1 + 2**-23)
+    # The products are 2**-24 + 2**-60 and 2**-24 - 2**-60. Their sums with c lie beside a tie of
+    # float32, and in float64 on it.
+    a = np.array([4097 * 2.0**-30, 262143 * 2.0**-30], np.float32)
+    b = np.array([16773121 * 2.0**-30, 262145 * 2.0**-30], np.float32)
+    c = np.array([1, 1 + 2**-23], np.float32)
+    for sign in (1, -1):
+        got = apply(
+            "fma.rn.f32 d, a, b, c", "f32", ("f32", sign * a), ("f32", b), ("f32", sign * c)
+        )
+        assert same(got, np.full(2, sign * (1 + 2**-23), np.float32))
+        wanted = exact_floats(lambda x, y, z: x * y + z, "f32", sign * a, b, sign * c)
+        assert same(got, wanted)
 
 
 @pytest.mark.parametrize("type_name", FLOATS)
-@given(data=st.data())
-@FEW
-def test_min_and_max_prefer_numbers_and_order_zeros(type_name: str, data: st.DataObject) -> None:
-    a, b = data.draw(lanes(type_name)), data.draw(lanes(type_name))
+def test_min_and_max_prefer_numbers_and_order_zeros(type_name: str) -> None:
+    a, b = extreme_pairs(type_name)
     pair = [(type_name, a), (type_name, b)]
 
     def pick(x: float, y: float, sign: int) -> float:
@@ -197,6 +188,14 @@ def test_min_and_max_prefer_numbers_and_order_zeros(type_name: str, data: st.Dat
     nan = np.isnan(a) | np.isnan(b)
     got = apply(f"max.NaN.{type_name} d, a, b", type_name, *pair)
     assert np.array_equal(np.isnan(got), nan)
+
+
+@pytest.mark.parametrize("type_name", INTEGERS)
+def test_division_of_extremes(type_name: str) -> None:
+    a, b = extreme_pairs(type_name)
+    a, b = a[b != 0], b[b != 0]
+    got = apply(f"div.{type_name} d, a, b", type_name, (type_name, a), (type_name, b))
+    assert same(got, exact(truncated, type_name, a, b))
 
 
 @given(data=st.data())

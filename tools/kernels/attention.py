@@ -104,6 +104,7 @@ class HostLibrary:
         head_dims: which to compile; fewer build sooner.
         sanitizer: see `build.host_library`.
         folder: where the sources lie; tests pass altered copies.
+        quick: see `build.host_library`.
     """
 
     def __init__(
@@ -111,12 +112,15 @@ class HostLibrary:
         head_dims: Sequence[int] = ALL_HEAD_DIMS,
         sanitizer: build.Sanitizer | None = None,
         folder: Path = FOLDER,
+        *,
+        quick: bool = False,
     ) -> None:
         self.head_dims = tuple(head_dims)
         self.path: Path = build.host_library(
             [folder / name for name in SOURCES],
             defines=head_dims_define(head_dims),
             sanitizer=sanitizer,
+            quick=quick,
         )
         self._library = ctypes.CDLL(str(self.path))
         self._library.attention_plan.restype = Plan

@@ -112,6 +112,7 @@ void check_scales(const Problem& p, Reason& reason) {
 
 void check_strides(const Problem& p, Reason& reason) {
   const int64_t width = int64_t{p.heads} * p.head_dim;
+  const int64_t unit = kAlignment / size_of(p.type);
   const auto strides = [&](const char* row_name, int64_t row, const char* batch_name, int64_t batch) {
     const double most = 1e15;  // far from any overflow in bytes
     const auto wide = [](int64_t value) { return static_cast<double>(value); };
@@ -119,11 +120,9 @@ void check_strides(const Problem& p, Reason& reason) {
     reason.require(batch >= 0, "%s is %.0f, below %.0f", batch_name, wide(batch), 0);
     reason.require(wide(row) <= most, "%s is %.0f, above %.0f", row_name, wide(row), most);
     reason.require(wide(batch) <= most, "%s is %.0f, above %.0f", batch_name, wide(batch), most);
-    reason.require(row * size_of(p.type) % kAlignment == 0,
-                   "%s is %.0f elements, not a multiple of %.0f bytes", row_name, wide(row), kAlignment);
-    reason.require(batch * size_of(p.type) % kAlignment == 0,
-                   "%s is %.0f elements, not a multiple of %.0f bytes", batch_name, wide(batch),
-                   kAlignment);
+    const char* const uneven = "%s is %.0f elements, not a multiple of %.0f bytes";
+    reason.require(row % unit == 0, uneven, row_name, wide(row), kAlignment);
+    reason.require(batch % unit == 0, uneven, batch_name, wide(batch), kAlignment);
   };
   if (!reason.good()) return;  // the sizes may be wild
   strides("q_row", p.q_row, "q_batch", p.q_batch);

@@ -39,7 +39,7 @@ def _run(program: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def emulated() -> Path:
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    return _built(build.KERNELS, build.CACHE / "bench-emulation", EMULATION)
+    return _built(build.KERNELS, build.CACHE / "device-check" / "bench", EMULATION)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from tools.kernels import build
 from tools.kernels.attention import ALL_HEAD_DIMS, HostLibrary, ptx_module
-from tools.kernels.evidence import compiled, measure, problems, sass
+from tools.kernels.block import KERNEL_SOURCE
+from tools.kernels.evidence import compiled, fused, measure, problems, sass
 from tools.kernels.evidence.sass import family
 from tools.tensorrt.wheels import UnobtainableError
 
@@ -109,3 +111,18 @@ def test_a_window_reads_its_key_tiles_alone(nvcc: Path) -> None:
     # 64 queries meet 64 keys in 4 warps: 2 x 16 x 64 x 64 x 64 / (16 x 16 x 8) products in all.
     per_tile = 4 * (64 // 8) * (64 // 16) * 2
     assert done.products == needed * per_tile
+
+
+def test_the_page_lists_the_kernels_that_there_are(launches: dict[str, compiled.Launch]) -> None:
+    page = (build.ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(masked_attention\w+)` \|", page, re.MULTILINE))
+    assert listed == {*launches, *fused.launches()}, "run `make kernels-evidence`"
+
+
+def test_the_fused_block_neither_spills_nor_writes_wrong_numbers(architecture: str) -> None:
+    (kernel,) = compiled.compiled(fused.launches(), KERNEL_SOURCE, architectures=[architecture])
+    used = kernel.resources[architecture]
+    assert (used.spill_stores, used.spill_loads, used.stack) == (0, 0, 0)
+    assert kernel.occupancy(architecture).blocks == 1
+    done = fused.measure(NAMES["zeroleak"])  # compares with float64
+    assert done.read >= fused.work(NAMES["zeroleak"]).read

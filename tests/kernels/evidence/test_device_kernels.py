@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 def test_the_benchmark_is_built_run_and_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METAL_EDGE_PLUGIN", "/opt/plugin.so")  # only the benchmark is built
     found = check_kernels(
-        build.CACHE / "device-check",
+        build.CACHE / "device-check",  # built by test_bench too
         options=("-DMETAL_EDGE_CUDA=OFF",),
         words=("--case", "metal-stripes", "--case", "zeroleak"),
     )
@@ -34,14 +34,14 @@ def test_the_benchmark_is_built_run_and_read(monkeypatch: pytest.MonkeyPatch) ->
     assert any("metal-stripes, int8: not supported" in note for note in found.notes)
 
 
-def test_a_source_that_does_not_compile_is_told(
+def test_a_project_that_does_not_build_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("METAL_EDGE_PLUGIN", "/opt/plugin.so")
     kernels = tmp_path / "kernels"
     shutil.copytree(build.KERNELS, kernels)
-    cases = kernels / "bench" / "cases.cpp"
-    cases.write_text("#error this is broken\n" + cases.read_text())
+    project = kernels / "bench" / "CMakeLists.txt"
+    project.write_text(project.read_text() + 'message(FATAL_ERROR "this is broken")\n')
     found = check_kernels(tmp_path / "out", kernels=kernels, options=("-DMETAL_EDGE_CUDA=OFF",))
     assert found.table is None
     assert "this is broken" in found.notes[0]

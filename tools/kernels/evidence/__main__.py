@@ -64,7 +64,8 @@ def evidence(
 def _kernels(advance: Advance) -> list[Kernel]:
     from metal_edge.cli.console import say  # noqa: PLC0415
     from tools.kernels.attention import ALL_HEAD_DIMS, HostLibrary  # noqa: PLC0415
-    from tools.kernels.evidence import compiled, sass  # noqa: PLC0415
+    from tools.kernels.block import KERNEL_SOURCE  # noqa: PLC0415
+    from tools.kernels.evidence import compiled, fused, sass  # noqa: PLC0415
     from tools.tensorrt.wheels import UnobtainableError  # noqa: PLC0415
 
     try:
@@ -74,7 +75,10 @@ def _kernels(advance: Advance) -> list[Kernel]:
         disassembler = None
     launches = compiled.attention_launches(HostLibrary())
     found: list[Kernel] = []
-    sources = ((launches, compiled.KERNELS_SOURCE, ALL_HEAD_DIMS),)
+    sources = (
+        (launches, compiled.KERNELS_SOURCE, ALL_HEAD_DIMS),
+        (fused.launches(), KERNEL_SOURCE, None),
+    )
     for done, (wanted, source, head_dims) in enumerate(sources):
         found += compiled.compiled(wanted, source, head_dims, disassembler=disassembler)
         advance(done + 1, len(sources), source.name)
@@ -83,7 +87,7 @@ def _kernels(advance: Advance) -> list[Kernel]:
 
 def _measured(advance: Advance) -> list[Measured]:
     from tools.kernels.attention import HostLibrary, UnsupportedError, ptx_module  # noqa: PLC0415
-    from tools.kernels.evidence import problems  # noqa: PLC0415
+    from tools.kernels.evidence import fused, problems  # noqa: PLC0415
     from tools.kernels.evidence.measure import measure  # noqa: PLC0415
     from tools.kernels.evidence.tables import Measured  # noqa: PLC0415
 
@@ -101,6 +105,10 @@ def _measured(advance: Advance) -> list[Measured]:
             needed, tiles = problems.tiles(problem)
             work = problems.work(problem, precision)
             found.append(Measured(problem.name, shape, precision, work, traffic, needed, tiles))
+        if problem.name == "zeroleak":
+            traffic, work = fused.measure(problem), fused.work(problem)
+            name = "zeroleak, its whole block"
+            found.append(Measured(name, shape, "fp16", work, traffic, needed, tiles))
         advance(done + 1, len(known), problem.name)
     return found
 

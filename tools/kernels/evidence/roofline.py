@@ -1,6 +1,7 @@
 """Time floors: what a board's memory, tensor cores and exponentials allow at best. Pure.
 
-No kernel can be faster than its floor; how much slower it is, only a device can show.
+No kernel whose tensors come from DRAM can be faster than its floor; how much slower it is, only a
+device can show.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ SIMT_DEVICE void stage_inputs(const BlockArguments& a, const BlockWork& w) {
   const int64_t image_rows = static_cast<int64_t>(w.image) * a.problem.queries;
   const int64_t query_row = (a.problem.query_shared ? 0 : image_rows) + w.first_row;
   const Half* content = static_cast<const Half*>(from.content) + w.image * w.keys * width;
-  const Half* query = static_cast<const Half*>(from.query) + query_row * width + w.head * w.head_dim;
+  const Half* query =
+      static_cast<const Half*>(from.query) + query_row * width + w.head * w.head_dim;
   const Half* keys = static_cast<const Half*>(from.w_kv) + w.head * w.head_dim * width;
   const Half* values = keys + width * width;
   stage(w.content, a.layout.width_stride, content, w.width, a.layout.padded_keys, w.keys, w.width);
@@ -65,7 +66,7 @@ SIMT_DEVICE void stage_inputs(const BlockArguments& a, const BlockWork& w) {
   simt::copy_async_commit();
 }
 
-// The mask bits of the lane's two rows for 16 keys from `first` on, from bit 0. Rows beyond N: none.
+// The mask bits of the lane's two rows for 16 keys from `first` on, from bit 0. Beyond N: none.
 SIMT_DEVICE void load_mask(uint32_t (&allowed)[2], const BlockArguments& a, const BlockWork& w,
                            int first) {
   const int words = (w.keys + 31) / 32;
@@ -171,16 +172,16 @@ SIMT_DEVICE void weigh(const BlockArguments& a, const BlockWork& w) {
   }
 }
 
-// The sum of a row's weights. 0: no key takes part (else the largest weight is 1); NaN: NaN came in.
+// The sum of a row's weights. 0: no key takes part, else the largest weight is 1. NaN came in: NaN.
 SIMT_DEVICE float weight_sum(const BlockWork& w, int row) {
   float sum = 0.0f;
   for (int i = 0; i < kBlockWarps; ++i) sum += w.sums[i * kBlockRows + row];
   return sum;
 }
 
-// folded + rest = weights @ content / sum, where `rest` is what float16 cuts off. Without it, what all
-// content has in common would hide in its rounding what tells keys apart: values that ignore the
-// former came out 9 times less exact than by separate kernels.
+// folded + rest = weights @ content / sum, where `rest` is what float16 cuts off. Without it, what
+// all content has in common would hide in its rounding what tells keys apart: values that ignore
+// the former came out 9 times less exact than by separate kernels.
 SIMT_DEVICE void gather(const BlockArguments& a, const BlockWork& w) {
   const int stride = a.layout.width_stride;
   const float upper = inverse_or_zero(weight_sum(w, fragment_row()));
@@ -257,8 +258,9 @@ SIMT_DEVICE void add_up(const BlockArguments& a, const BlockWork& w) {
   }
 }
 
-// True for one block of the tile, the one by whose arrival all shares are in the workspace. Thread 0
-// speaks for all: the barriers order their memory with its own, the fences its own with other blocks'.
+// True for one block of the tile, the one by whose arrival all shares are in the workspace. Thread
+// 0 speaks for all: the barriers order their memory with its own, the fences its own with other
+// blocks'.
 SIMT_DEVICE bool arrive(const BlockArguments& a, const BlockWork& w) {
   simt::sync_block();
   if (simt::thread() == 0) {
@@ -266,7 +268,8 @@ SIMT_DEVICE bool arrive(const BlockArguments& a, const BlockWork& w) {
     simt::memory_fence();
     *w.last = simt::atomic_add(arrivals, 1) == a.problem.heads - 1;
     simt::memory_fence();
-    if (*w.last) *arrivals = 0;  // for the next launch; nobody else comes in this one
+    // Zero again for the next launch. By an atomic: no plain access is ordered with the others'.
+    if (*w.last) simt::atomic_add(arrivals, -a.problem.heads);
   }
   simt::sync_block();
   return *w.last != 0;

@@ -18,9 +18,10 @@ import ctypes, sys
 from support.fused_blocks import check_exact, random_case
 from tools.kernels.block import Block
 block = Block(ctypes.CDLL(sys.argv[1]))
-for seed in range(3):
-    case = random_case(seed, batch=1 + seed % 2, heads=2, head_dim=(16, 64, 32)[seed], queries=18,
-                       keys=(19, 72, 128)[seed])
+cases = [random_case(seed, batch=1 + seed % 2, heads=2, head_dim=(16, 64, 32)[seed], queries=18,
+                     keys=(19, 72, 128)[seed]) for seed in range(3)]
+cases.append(random_case(3, heads=1, queries=17, keys=17, slopes=(1.0,), columns=5))
+for seed, case in enumerate(cases):
     check_exact(case, block.run_host(case, seed))
 print("finished")
 """

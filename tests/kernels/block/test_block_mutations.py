@@ -31,7 +31,7 @@ WRONG_RESULTS = {
     "no wait for the key projection": Fault("a.problem.epsilon);\n", "wait<1>", "wait<2>"),
     "no wait for the value projection": Fault("  gather(a, w);\n", "wait<1>", "wait<2>"),
     "no wait for the output projection": Fault("  project_values(a, w);\n", "wait<0>", "wait<1>"),
-    "arrivals stay": Fault("", "*arrivals = 0;", "{}"),
+    "arrivals stay": Fault("", "-a.problem.heads)", "0)"),
     "early arrival": Fault("", "a.problem.heads - 1", "a.problem.heads - 2"),
     "mask bits of another warp": Fault("", "(first % 32)", "(first % 16)"),
     "mask of head 0": Fault("", "mask_heads == 1 ? 0 : w.head", "mask_heads * 0"),

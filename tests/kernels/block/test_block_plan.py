@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.fused_blocks import random_case
 
+from metal_edge.export.masked_attention import MaskedAttentionSpec
+from metal_edge.export.masked_attention_block import MaskedAttentionBlockSpec, why_not_fused
 from tools.kernels.block import Block, Problem
 
 INVALID_VALUE, MISALIGNED_ADDRESS = 1, 716
@@ -40,6 +44,21 @@ def test_what_no_kernel_takes_is_refused_with_its_value(
     arrays = block.memory(random_case(0, heads=4, head_dim=64))
     assert block.launch(problem, arrays) == INVALID_VALUE
     assert np.isnan(arrays["out"]).all(), "it ran all the same"
+
+
+@given(
+    keys=st.sampled_from((1, 127, 128, 129, 256)),
+    heads=st.integers(1, 20),
+    head_dim=st.sampled_from((8, 16, 24, 32, 48, 64, 80, 128)),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_surgery_refuses_what_the_launcher_refuses(
+    block: Block, keys: int, heads: int, head_dim: int
+) -> None:
+    mask = MaskedAttentionSpec.of_mask(np.ones((64, keys), np.bool_), heads)
+    said = why_not_fused(heads * head_dim, MaskedAttentionBlockSpec(mask))
+    problem = Problem(**GOOD | {"keys": keys, "heads": heads, "head_dim": head_dim})
+    assert bool(said) == bool(block.refusal(problem)), (said, block.refusal(problem))
 
 
 @pytest.mark.parametrize(("heads", "head_dim"), [(1, 16), (16, 16), (8, 32), (1, 64), (4, 64)])

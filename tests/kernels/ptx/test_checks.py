@@ -61,23 +61,42 @@ def test_overwriting_what_others_still_read(seed: int | None, distance: int, bar
     assert exchange("bar.sync 0;", distance, overwrite, seed) == {Kind.RACE}
 
 
+READ_BY_ALL = """
+  mov.u32 %r0, tile; setp.eq.u32 %q0, %tid, {writer}; mov.u32 %r1, 7;
+  @%q0 st.shared.u32 [%r0], %r1;
+  bar.sync 0;
+  ld.shared.u32 %r2, [%r0];
+  {between}
+  @%q0 st.shared.u32 [%r0], %r2;
+"""
+
+
 @pytest.mark.parametrize("seed", SEEDS)
-def test_read_by_all_then_written_by_one(seed: int | None) -> None:
-    # All lanes read element 0, then one of them writes it.
-    body = """
-      mov.u32 %r0, tile; setp.eq.u32 %q0, %tid, 5; mov.u32 %r1, 7;
-      @%q0 st.shared.u32 [%r0], %r1;
-      bar.sync 0;
-      ld.shared.u32 %r2, [%r0];
-      {between}
-      @%q0 st.shared.u32 [%r0], %r2;
-    """
-    for between in ("bar.sync 0;", "bar.warp.sync -1;"):
-        assert kinds(body.format(between=between), np.zeros(1), shared=TILE, seed=seed) == set()
-    assert kinds(body.format(between=""), np.zeros(1), shared=TILE, seed=seed) == {Kind.RACE}
+@pytest.mark.parametrize("writer", [0, 5, 31, 32, 37, 63])  # the last to read, or another
+@pytest.mark.parametrize("threads", [32, 64])
+def test_read_by_all_then_written_by_one(threads: int, writer: int, seed: int | None) -> None:
+    if writer >= threads:
+        return
+    options = {"threads": threads, "shared": TILE, "seed": seed}
+    for between, enough in (("bar.sync 0;", 64), ("bar.warp.sync -1;", 32), ("", 0)):
+        body = READ_BY_ALL.format(writer=writer, between=between)
+        wanted = set() if threads <= enough else {Kind.RACE}
+        assert kinds(body, np.zeros(1), **options) == wanted, between
     # its own read needs no barrier
-    alone = body.replace("ld.shared", "@%q0 ld.shared").format(between="")
-    assert kinds(alone, np.zeros(1), shared=TILE, seed=seed) == set()
+    alone = READ_BY_ALL.replace("ld.shared", "@%q0 ld.shared").format(writer=writer, between="")
+    assert kinds(alone, np.zeros(1), **options) == set()
+
+
+def test_read_by_one_lane_then_by_another_which_writes() -> None:
+    body = """
+      mov.u32 %r0, tile; setp.eq.u32 %q0, %tid, 3; setp.eq.u32 %q1, %tid, 5; mov.u32 %r1, 7;
+      @%q1 st.shared.u32 [%r0], %r1; bar.sync 0;
+      @%q0 ld.shared.u32 %r2, [%r0]; {between} @%q1 ld.shared.u32 %r2, [%r0];
+      @%q1 st.shared.u32 [%r0], %r1;
+    """
+    right = body.format(between="bar.warp.sync -1;")
+    assert kinds(right, np.zeros(1), shared=TILE) == set()
+    assert kinds(body.format(between=""), np.zeros(1), shared=TILE) == {Kind.RACE}
 
 
 def test_lanes_that_write_different_values_to_one_place() -> None:

@@ -254,6 +254,16 @@ def test_the_last_block_to_arrive(before: str, after: str, right: bool, seed: in
     assert total[0] == 15
 
 
+def test_what_is_written_after_the_fence_is_not_released() -> None:
+    store = "st.global.u32 [%rd0], %r1;"
+    late = LAST_BLOCK.format("membar.gl;", "membar.gl;").replace(store, "")
+    late = late.replace("membar.gl;", "membar.gl; " + store, 1)
+    for seed in (None, 1, 2):
+        arrays = [np.zeros(n, np.uint32) for n in (5, 1, 1)]
+        report = run(late, *arrays, threads=1, grid=5, seed=seed, raises=False)
+        assert report.kinds() == {Kind.RACE}
+
+
 def test_ordering_words_on_the_atomic_itself() -> None:
     for word, kinds in (
         ("acq_rel.gpu", set()),

@@ -264,14 +264,17 @@ def test_uninitialised_shared_memory() -> None:
 
 
 def test_shared_memory_of_the_next_block_is_uninitialised_again() -> None:
+    # Two blocks of 1024 threads run side by side; the third comes to memory that one of them had.
     body = """
-      mov.u32 %r1, %ctaid.x; setp.eq.u32 %q0, %r1, 0; mov.u32 %r0, tile;
-      @%q0 st.shared.u32 [%r0], %r1; ld.shared.u32 %r2, [%r0];
+      mov.u32 %r1, %ctaid.x; mov.u32 %r0, tile; setp.eq.u32 %q0, %tid, 0;
+      setp.ne.and.u32 %q1, %r1, {}, %q0; @%q1 st.shared.u32 [%r0], %r1;
+      @%q0 ld.shared.u32 %r2, [%r0];
     """
-    for seed in (None, 1):
-        report = run(body, np.zeros(1), threads=1, grid=2, shared=TILE, raises=False, seed=seed)
+    options = {"threads": 1024, "grid": 3, "shared": TILE, "raises": False}
+    for third in (0, 2):
+        report = run(body.format(third), np.zeros(1), **options)
         assert report.kinds() == {Kind.UNINITIALISED}
-        assert report.violations[0].block == (1, 0, 0)
+        assert report.violations[0].block == (third, 0, 0)
 
 
 def test_uninitialised_registers() -> None:

@@ -41,7 +41,7 @@ def test_a_project_that_does_not_build_is_told(
     kernels = tmp_path / "kernels"
     shutil.copytree(build.KERNELS, kernels)
     project = kernels / "bench" / "CMakeLists.txt"
-    project.write_text(project.read_text() + 'message(FATAL_ERROR "this is broken")\n')
+    project.write_text('message(FATAL_ERROR "this is broken")\n' + project.read_text())
     found = check_kernels(tmp_path / "out", kernels=kernels, options=("-DMETAL_EDGE_CUDA=OFF",))
     assert found.table is None
     assert "this is broken" in found.notes[0]

@@ -20,8 +20,8 @@ class AttentionPlugin final : public Plugin {
   bool sizes(nvinfer1::Dims const* in, int32_t inputs, Sizes& sizes, Text& why) const noexcept override;
   bool takes(nvinfer1::PluginTensorDesc const* in, int32_t inputs, nvinfer1::PluginTensorDesc const& out,
              Text& why) const noexcept override;
-  bool prepare(nvinfer1::PluginTensorDesc const* in, int32_t inputs, nvinfer1::PluginTensorDesc const& out,
-               Text& why) noexcept override;
+  bool prepare(nvinfer1::PluginTensorDesc const* in, int32_t inputs,
+               nvinfer1::PluginTensorDesc const& out, Text& why) noexcept override;
 };
 
 }  // namespace metal_edge::plugin

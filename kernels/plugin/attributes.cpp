@@ -12,18 +12,21 @@ constexpr int32_t kMaxTokens = 4096;  // kernels/README.md, limits
 
 bool check_mask(Attributes const& a, Text& why) noexcept {
   if (a.mask_shape.size() != 3) {
-    return why.set("mask_shape has %zu numbers; it must have three (masks, queries, keys)", a.mask_shape.size());
+    return why.set("mask_shape has %zu numbers; it must have three (masks, queries, keys)",
+                   a.mask_shape.size());
   }
   if (a.mask_heads() != 1 && a.mask_heads() != a.heads) {
-    return why.set("mask_shape starts with %d; it must be 1 or the number of heads, %d", a.mask_heads(), a.heads);
+    return why.set("mask_shape starts with %d; it must be 1 or the number of heads, %d", a.mask_heads(),
+                   a.heads);
   }
   if (a.queries() < 1 || a.queries() > kMaxTokens || a.keys() < 1 || a.keys() > kMaxTokens) {
-    return why.set("mask_shape has N = %d, M = %d; both must be 1 to %d", a.queries(), a.keys(), kMaxTokens);
+    return why.set("mask_shape has N = %d, M = %d; both must be 1 to %d", a.queries(), a.keys(),
+                   kMaxTokens);
   }
   size_t const words = size_t(a.mask_heads()) * size_t(a.queries()) * size_t(mask_words(a.keys()));
   if (a.mask.size() != words * kDigitsPerWord) {
-    return why.set("mask has %zu hex digits; mask_shape (%d, %d, %d) needs %zu", a.mask.size(), a.mask_heads(),
-                   a.queries(), a.keys(), words * kDigitsPerWord);
+    return why.set("mask has %zu hex digits; mask_shape (%d, %d, %d) needs %zu", a.mask.size(),
+                   a.mask_heads(), a.queries(), a.keys(), words * kDigitsPerWord);
   }
   return true;
 }
@@ -36,11 +39,14 @@ bool check_bias(Attributes const& a, Text& why) noexcept {
     return why.set("slopes has %zu numbers; one per head is needed, %d", a.slopes.size(), a.heads);
   }
   for (size_t head = 0; head < a.slopes.size(); ++head) {
-    if (!std::isfinite(a.slopes[head])) return why.set("slopes[%zu] is %g", head, double(a.slopes[head]));
+    if (!std::isfinite(a.slopes[head]))
+      return why.set("slopes[%zu] is %g", head, double(a.slopes[head]));
   }
-  if (a.columns < 1) return why.set("columns is %d; slopes need the grid's columns, 1 or more", a.columns);
+  if (a.columns < 1)
+    return why.set("columns is %d; slopes need the grid's columns, 1 or more", a.columns);
   if (a.queries() != a.keys()) {
-    return why.set("slopes need as many queries as keys; mask_shape has N = %d, M = %d", a.queries(), a.keys());
+    return why.set("slopes need as many queries as keys; mask_shape has N = %d, M = %d", a.queries(),
+                   a.keys());
   }
   return true;
 }
@@ -49,7 +55,10 @@ bool check_scales(Attributes const& a, Text& why) noexcept {
   struct {
     char const* name;
     std::optional<float> const& value;
-  } const scales[] = {{"q_scale", a.q_scale}, {"k_scale", a.k_scale}, {"v_scale", a.v_scale}, {"out_scale", a.out_scale}};
+  } const scales[] = {{"q_scale", a.q_scale},
+                      {"k_scale", a.k_scale},
+                      {"v_scale", a.v_scale},
+                      {"out_scale", a.out_scale}};
   char const* missing = nullptr;
   bool any = false;
   for (auto const& scale : scales) {
@@ -113,10 +122,12 @@ bool decode_mask(Attributes const& a, std::vector<uint32_t>& words, Text& why) {
   for (size_t i = 0; i < words.size(); ++i) {
     char const* const digits = &a.mask[i * kDigitsPerWord];
     if (!read_word(digits, words[i])) {
-      return why.set("mask has '%.8s' at digit %zu; only 0-9 and a-f are hex digits", digits, i * kDigitsPerWord);
+      return why.set("mask has '%.8s' at digit %zu; only 0-9 and a-f are hex digits", digits,
+                     i * kDigitsPerWord);
     }
     if ((words[i] & ~existing_keys(a.keys(), int32_t(i % row_words))) != 0) {
-      return why.set("mask allows a key beyond M = %d in row %zu; padding bits must be 0", a.keys(), i / row_words);
+      return why.set("mask allows a key beyond M = %d in row %zu; padding bits must be 0", a.keys(),
+                     i / row_words);
     }
   }
   return true;
@@ -124,8 +135,8 @@ bool decode_mask(Attributes const& a, std::vector<uint32_t>& words, Text& why) {
 
 std::string identity(Attributes const& a, std::vector<uint32_t> const& words) {
   char part[160];
-  std::snprintf(part, sizeof(part), "heads=%d mask=%dx%dx%d:%016llx fill=%s", a.heads, a.mask_heads(), a.queries(),
-                a.keys(), static_cast<unsigned long long>(hash(words)), a.fill.c_str());
+  std::snprintf(part, sizeof(part), "heads=%d mask=%dx%dx%d:%016llx fill=%s", a.heads, a.mask_heads(),
+                a.queries(), a.keys(), static_cast<unsigned long long>(hash(words)), a.fill.c_str());
   std::string text = part;
   auto const add = [&](char const* name, std::optional<float> const& value) {
     if (!value) return;

@@ -4,7 +4,9 @@ namespace metal_edge::plugin {
 
 using namespace nvinfer1;
 
-std::unique_ptr<Plugin> BlockPlugin::fresh() const { return std::make_unique<BlockPlugin>(shared_node()); }
+std::unique_ptr<Plugin> BlockPlugin::fresh() const {
+  return std::make_unique<BlockPlugin>(shared_node());
+}
 
 bool BlockPlugin::sizes(Dims const* in, int32_t inputs, Sizes& sizes, Text& why) const noexcept {
   return block_sizes(node().attributes, in, inputs, sizes, why);
@@ -27,7 +29,8 @@ size_t BlockPlugin::getWorkspaceSize(DynamicPluginTensorDesc const* in, int32_t 
   }
   BlockProblem problem;
   Text why;
-  if (block_problem(node().attributes, largest, inputs, largest[inputs], problem, why)) return workspace_bytes(problem);
+  if (block_problem(node().attributes, largest, inputs, largest[inputs], problem, why))
+    return workspace_bytes(problem);
   refuse(why);
   return 0;  // enqueue refuses too: it checks the same
 }
@@ -40,8 +43,9 @@ bool BlockPlugin::prepare(PluginTensorDesc const* in, int32_t inputs, PluginTens
   return bytes <= arrivals_.size() || arrivals_.zeros(bytes, why);
 }
 
-int32_t BlockPlugin::enqueue(PluginTensorDesc const* in, PluginTensorDesc const* out, void const* const* inputs,
-                             void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
+int32_t BlockPlugin::enqueue(PluginTensorDesc const* in, PluginTensorDesc const* out,
+                             void const* const* inputs, void* const* outputs, void* workspace,
+                             cudaStream_t stream) noexcept {
   Text why;
   if (constants() == nullptr || this->inputs() == 0) {
     why.set("enqueue before onShapeChange has accepted the shapes");
@@ -54,8 +58,9 @@ int32_t BlockPlugin::enqueue(PluginTensorDesc const* in, PluginTensorDesc const*
     return refuse(why);
   }
   BlockBuffers buffers{};
-  void const** const sources[] = {&buffers.query, &buffers.content, &buffers.residual, &buffers.gamma, &buffers.beta,
-                                  &buffers.w_kv,  &buffers.b_kv,    &buffers.w_out,    &buffers.b_out};
+  void const** const sources[] = {&buffers.query, &buffers.content, &buffers.residual,
+                                  &buffers.gamma, &buffers.beta,    &buffers.w_kv,
+                                  &buffers.b_kv,  &buffers.w_out,   &buffers.b_out};
   for (int32_t i = 0; i < kMaxInputs; ++i) *sources[i] = inputs[i];
   buffers.out = outputs[0];
   buffers.mask = constants()->mask();

@@ -12,7 +12,8 @@ class BlockPlugin final : public Plugin {
   using Plugin::Plugin;
 
   size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* in, int32_t inputs,
-                          nvinfer1::DynamicPluginTensorDesc const* out, int32_t outputs) const noexcept override;
+                          nvinfer1::DynamicPluginTensorDesc const* out,
+                          int32_t outputs) const noexcept override;
   int32_t enqueue(nvinfer1::PluginTensorDesc const* in, nvinfer1::PluginTensorDesc const* out,
                   void const* const* inputs, void* const* outputs, void* workspace,
                   cudaStream_t stream) noexcept override;
@@ -22,8 +23,8 @@ class BlockPlugin final : public Plugin {
   bool sizes(nvinfer1::Dims const* in, int32_t inputs, Sizes& sizes, Text& why) const noexcept override;
   bool takes(nvinfer1::PluginTensorDesc const* in, int32_t inputs, nvinfer1::PluginTensorDesc const& out,
              Text& why) const noexcept override;
-  bool prepare(nvinfer1::PluginTensorDesc const* in, int32_t inputs, nvinfer1::PluginTensorDesc const& out,
-               Text& why) noexcept override;
+  bool prepare(nvinfer1::PluginTensorDesc const* in, int32_t inputs,
+               nvinfer1::PluginTensorDesc const& out, Text& why) noexcept override;
 
  private:
   // Counts blocks that have arrived. A launch leaves it zero, which TensorRT's workspace would not

@@ -61,7 +61,8 @@ template <typename Value, typename Target>
 bool read_one(PluginField const& field, Target& out, Text& why) {
   std::vector<Value> values;
   if (!read(field, values, why)) return false;
-  if (values.size() != 1) return why.set("%s has %zu numbers; it must be one", field.name, values.size());
+  if (values.size() != 1)
+    return why.set("%s has %zu numbers; it must be one", field.name, values.size());
   out = values[0];
   return true;
 }
@@ -75,20 +76,25 @@ struct Entry {
   PluginField (*write)(Attributes const&, char const* name);  // length 0: not set
 };
 
-template <std::optional<float> Attributes::*Member>
+template <std::optional<float> Attributes::* Member>
 Entry real(char const* name, Entry::Operators of) {
   return {name, PluginFieldType::kFLOAT32, of,
-          [](PluginField const& field, Attributes& a, Text& why) { return read_one<float>(field, a.*Member, why); },
+          [](PluginField const& field, Attributes& a, Text& why) {
+            return read_one<float>(field, a.*Member, why);
+          },
           [](Attributes const& a, char const* written) {
             auto const& value = a.*Member;
-            return PluginField(written, value ? &*value : nullptr, PluginFieldType::kFLOAT32, value ? 1 : 0);
+            return PluginField(written, value ? &*value : nullptr, PluginFieldType::kFLOAT32,
+                               value ? 1 : 0);
           }};
 }
 
-template <int32_t Attributes::*Member>
+template <int32_t Attributes::* Member>
 Entry integer(char const* name) {
   return {name, PluginFieldType::kINT32, Entry::kBoth,
-          [](PluginField const& field, Attributes& a, Text& why) { return read_one<int32_t>(field, a.*Member, why); },
+          [](PluginField const& field, Attributes& a, Text& why) {
+            return read_one<int32_t>(field, a.*Member, why);
+          },
           [](Attributes const& a, char const* written) {
             return PluginField(written, &(a.*Member), PluginFieldType::kINT32, a.*Member != 0 ? 1 : 0);
           }};
@@ -100,17 +106,19 @@ Entry list(char const* name, PluginFieldType type) {
           [](PluginField const& field, Attributes& a, Text& why) { return read(field, a.*Member, why); },
           [](Attributes const& a, char const* written) {
             using Value = typename std::decay_t<decltype(a.*Member)>::value_type;
-            auto const type_of = std::is_same_v<Value, float> ? PluginFieldType::kFLOAT32 : PluginFieldType::kINT32;
+            auto const type_of =
+                std::is_same_v<Value, float> ? PluginFieldType::kFLOAT32 : PluginFieldType::kINT32;
             return PluginField(written, (a.*Member).data(), type_of, int32_t((a.*Member).size()));
           }};
 }
 
-template <std::string Attributes::*Member>
+template <std::string Attributes::* Member>
 Entry text(char const* name) {
   return {name, PluginFieldType::kCHAR, Entry::kBoth,
           [](PluginField const& field, Attributes& a, Text& why) { return read(field, a.*Member, why); },
           [](Attributes const& a, char const* written) {  // with its closing zero, as the parser does
-            return PluginField(written, (a.*Member).c_str(), PluginFieldType::kCHAR, int32_t((a.*Member).size()) + 1);
+            return PluginField(written, (a.*Member).c_str(), PluginFieldType::kCHAR,
+                               int32_t((a.*Member).size()) + 1);
           }};
 }
 
@@ -152,7 +160,8 @@ bool read_fields(PluginFieldCollection const* fields, bool block, Attributes& at
     if (field.name == nullptr) return why.set("attribute %d has no name", i);
     Entry const* const entry = find(field.name, block);
     if (entry == nullptr) return why.set("attribute '%.64s' is not known", field.name);
-    int32_t const most = entry->type == PluginFieldType::kCHAR ? std::numeric_limits<int32_t>::max() : kMostScalars;
+    int32_t const most =
+        entry->type == PluginFieldType::kCHAR ? std::numeric_limits<int32_t>::max() : kMostScalars;
     if (field.data == nullptr || field.length < 1 || field.length > most) {
       return why.set("attribute '%s' is empty or has no data (length %d)", entry->name, field.length);
     }

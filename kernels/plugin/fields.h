@@ -10,7 +10,8 @@ namespace metal_edge::plugin {
 
 // Reads the fields that the ONNX parser made of a node's attributes, or that a plan kept. False, and
 // `why`, for an unknown name, a wrong type or length. What the values mean together: `check`.
-bool read_fields(nvinfer1::PluginFieldCollection const* fields, bool block, Attributes& attributes, Text& why);
+bool read_fields(nvinfer1::PluginFieldCollection const* fields, bool block, Attributes& attributes,
+                 Text& why);
 
 // The attributes that are set, to be kept in a plan. The fields point into `attributes`.
 std::vector<nvinfer1::PluginField> fields_of(Attributes const& attributes);

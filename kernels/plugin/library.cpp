@@ -21,7 +21,8 @@ class Creator final : public IPluginCreatorV3One {
     Reporter const report(Made::kName);
     return guarded(report, static_cast<IPluginV3*>(nullptr), [&]() -> IPluginV3* {
       Text why;
-      if (auto node = make_node(Made::kName, Made::kBlock, layer, fields, why)) return new Made(std::move(node));
+      if (auto node = make_node(Made::kName, Made::kBlock, layer, fields, why))
+        return new Made(std::move(node));
       Text named;
       named.set("layer '%.64s': %.400s", layer == nullptr ? "" : layer, why.data);
       report.error(ErrorCode::kINVALID_ARGUMENT, named);
@@ -55,7 +56,8 @@ METAL_EDGE_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
 METAL_EDGE_EXPORT char const* metal_edge_plugin_version() {
   static metal_edge::plugin::Text const text = [] {
     metal_edge::plugin::Text made;
-    made.set("%s TensorRT-%d.%d %s", metal_edge::plugin::kVersion, NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, METAL_EDGE_BACKEND);
+    made.set("%s TensorRT-%d.%d %s", metal_edge::plugin::kVersion, NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR,
+             METAL_EDGE_BACKEND);
     return made;
   }();
   return text.data;

@@ -4,7 +4,8 @@ namespace metal_edge::plugin {
 
 using namespace nvinfer1;
 
-Plugin::Plugin(std::shared_ptr<Node const> node) noexcept : node_(std::move(node)), report_(node_->label.c_str()) {}
+Plugin::Plugin(std::shared_ptr<Node const> node) noexcept
+    : node_(std::move(node)), report_(node_->label.c_str()) {}
 
 int32_t Plugin::refuse(Text const& why) const noexcept {
   report_.error(ErrorCode::kINVALID_ARGUMENT, why);
@@ -25,7 +26,8 @@ IPluginV3* Plugin::clone() noexcept {
 }
 
 // The types are known when the layer is added to a network: the earliest place to name a wrong one.
-int32_t Plugin::getOutputDataTypes(DataType* out, int32_t outputs, DataType const* in, int32_t inputs) const noexcept {
+int32_t Plugin::getOutputDataTypes(DataType* out, int32_t outputs, DataType const* in,
+                                   int32_t inputs) const noexcept {
   Text why;
   if (outputs != 1 || inputs < 1 || inputs > kMaxInputs) {
     why.set("there are %d inputs and %d outputs", inputs, outputs);
@@ -36,8 +38,9 @@ int32_t Plugin::getOutputDataTypes(DataType* out, int32_t outputs, DataType cons
   return 0;
 }
 
-int32_t Plugin::getOutputShapes(DimsExprs const* in, int32_t inputs, DimsExprs const*, int32_t shape_inputs,
-                                DimsExprs* out, int32_t outputs, IExprBuilder& builder) noexcept {
+int32_t Plugin::getOutputShapes(DimsExprs const* in, int32_t inputs, DimsExprs const*,
+                                int32_t shape_inputs, DimsExprs* out, int32_t outputs,
+                                IExprBuilder& builder) noexcept {
   Text why;
   if (outputs != 1 || shape_inputs != 0 || inputs < 1 || inputs > kMaxInputs) {
     why.set("there are %d inputs, %d shape inputs and %d outputs", inputs, shape_inputs, outputs);
@@ -55,7 +58,8 @@ int32_t Plugin::getOutputShapes(DimsExprs const* in, int32_t inputs, DimsExprs c
 
   // Keys or content bring the batch: a query may have a batch of 1.
   IDimensionExpr const* width = in[0].d[2];
-  if (inputs == 1) width = builder.operation(DimensionOperation::kFLOOR_DIV, *width, *builder.constant(3));
+  if (inputs == 1)
+    width = builder.operation(DimensionOperation::kFLOOR_DIV, *width, *builder.constant(3));
   out[0].nbDims = 3;
   out[0].d[0] = in[inputs == 1 ? 0 : 1].d[0];
   out[0].d[1] = in[0].d[1];
@@ -64,9 +68,10 @@ int32_t Plugin::getOutputShapes(DimsExprs const* in, int32_t inputs, DimsExprs c
 }
 
 // Called for many combinations that nobody asked for: a layout is refused without a word, a type with.
-bool Plugin::supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors, int32_t inputs,
-                                       int32_t outputs) noexcept {
-  if (position < 0 || position >= inputs + outputs || inputs < 1 || inputs > kMaxInputs || outputs != 1) return false;
+bool Plugin::supportsFormatCombination(int32_t position, DynamicPluginTensorDesc const* tensors,
+                                       int32_t inputs, int32_t outputs) noexcept {
+  if (position < 0 || position >= inputs + outputs || inputs < 1 || inputs > kMaxInputs || outputs != 1)
+    return false;
   if (tensors[position].desc.format != TensorFormat::kLINEAR) return false;
   DataType const types[] = {tensors[0].desc.type, tensors[position].desc.type};
   Text why;
@@ -78,14 +83,15 @@ bool Plugin::supportsFormatCombination(int32_t position, DynamicPluginTensorDesc
 }
 
 // Both ends of an optimisation profile, so that a build fails rather than a frame.
-int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t inputs, DynamicPluginTensorDesc const* out,
-                                int32_t outputs) noexcept {
+int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t inputs,
+                                DynamicPluginTensorDesc const* out, int32_t outputs) noexcept {
   Text why;
   if (outputs != 1 || inputs < 1 || inputs > kMaxInputs) {
     why.set("there are %d inputs and %d outputs", inputs, outputs);
     return refuse(why);
   }
-  for (Dims DynamicPluginTensorDesc::*end : {&DynamicPluginTensorDesc::min, &DynamicPluginTensorDesc::max}) {
+  for (Dims DynamicPluginTensorDesc::* end :
+       {&DynamicPluginTensorDesc::min, &DynamicPluginTensorDesc::max}) {
     PluginTensorDesc at_end[kMaxInputs + 1];
     for (int32_t i = 0; i <= inputs; ++i) {
       DynamicPluginTensorDesc const& tensor = i < inputs ? in[i] : out[0];
@@ -107,7 +113,8 @@ int32_t Plugin::onShapeChange(PluginTensorDesc const* in, int32_t inputs, Plugin
   }
   if (!takes(in, inputs, out[0], why)) return refuse(why);
   // The builder may time a plugin that it attached to no context.
-  bool const ready = guarded(report_, false, [&] { return on_device(why) && prepare(in, inputs, out[0], why); });
+  bool const ready =
+      guarded(report_, false, [&] { return on_device(why) && prepare(in, inputs, out[0], why); });
   if (!ready) {
     report_.error(ErrorCode::kFAILED_INITIALIZATION, why);
     return -1;

@@ -55,7 +55,8 @@ class Plugin : public nvinfer1::IPluginV3,
  public:
   explicit Plugin(std::shared_ptr<Node const> node) noexcept;
 
-  nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept final;
+  nvinfer1::IPluginCapability* getCapabilityInterface(
+      nvinfer1::PluginCapabilityType type) noexcept final;
   nvinfer1::IPluginV3* clone() noexcept final;
 
   nvinfer1::AsciiChar const* getPluginName() const noexcept final { return node_->operator_name; }
@@ -66,35 +67,39 @@ class Plugin : public nvinfer1::IPluginV3,
                           nvinfer1::DynamicPluginTensorDesc const* out, int32_t outputs) noexcept final;
   int32_t getOutputDataTypes(nvinfer1::DataType* out, int32_t outputs, nvinfer1::DataType const* in,
                              int32_t inputs) const noexcept final;
-  int32_t getOutputShapes(nvinfer1::DimsExprs const* in, int32_t inputs, nvinfer1::DimsExprs const* shape_in,
-                          int32_t shape_inputs, nvinfer1::DimsExprs* out, int32_t outputs,
+  int32_t getOutputShapes(nvinfer1::DimsExprs const* in, int32_t inputs,
+                          nvinfer1::DimsExprs const* shape_in, int32_t shape_inputs,
+                          nvinfer1::DimsExprs* out, int32_t outputs,
                           nvinfer1::IExprBuilder& builder) noexcept final;
-  bool supportsFormatCombination(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t inputs,
-                                 int32_t outputs) noexcept final;
+  bool supportsFormatCombination(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors,
+                                 int32_t inputs, int32_t outputs) noexcept final;
   int32_t getNbOutputs() const noexcept final { return 1; }
   char const* getTimingCacheID() noexcept final { return node_->identity.c_str(); }
   char const* getMetadataString() noexcept final { return node_->identity.c_str(); }
 
-  int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t inputs, nvinfer1::PluginTensorDesc const* out,
-                        int32_t outputs) noexcept final;
+  int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t inputs,
+                        nvinfer1::PluginTensorDesc const* out, int32_t outputs) noexcept final;
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept final;
-  nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept final { return &node_->collection; }
+  nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept final {
+    return &node_->collection;
+  }
 
  protected:
   // What the operators differ in. Functions that return bool write into `why` and return false.
   virtual std::unique_ptr<Plugin> fresh() const = 0;  // the same node, attached to nothing
-  virtual bool sizes(nvinfer1::Dims const* in, int32_t inputs, Sizes& sizes, Text& why) const noexcept = 0;
-  virtual bool takes(nvinfer1::PluginTensorDesc const* in, int32_t inputs, nvinfer1::PluginTensorDesc const& out,
+  virtual bool sizes(nvinfer1::Dims const* in, int32_t inputs, Sizes& sizes,
                      Text& why) const noexcept = 0;
+  virtual bool takes(nvinfer1::PluginTensorDesc const* in, int32_t inputs,
+                     nvinfer1::PluginTensorDesc const& out, Text& why) const noexcept = 0;
   // Device memory that depends on the shapes; called before the first enqueue with them.
-  virtual bool prepare(nvinfer1::PluginTensorDesc const* in, int32_t inputs, nvinfer1::PluginTensorDesc const& out,
-                       Text& why) noexcept = 0;
+  virtual bool prepare(nvinfer1::PluginTensorDesc const* in, int32_t inputs,
+                       nvinfer1::PluginTensorDesc const& out, Text& why) noexcept = 0;
 
   Node const& node() const noexcept { return *node_; }
   std::shared_ptr<Node const> const& shared_node() const noexcept { return node_; }
   Reporter const& report() const noexcept { return report_; }
   DeviceConstants const* constants() const noexcept { return constants_.get(); }  // null: not attached
-  int32_t inputs() const noexcept { return inputs_; }                              // as of onShapeChange; 0 before
+  int32_t inputs() const noexcept { return inputs_; }  // as of onShapeChange; 0 before
 
   // Logs and records; returns -1, which is an error to TensorRT.
   int32_t refuse(Text const& why) const noexcept;

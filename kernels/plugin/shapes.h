@@ -21,20 +21,21 @@ struct Sizes {
 // All functions below write into `why` what is wrong, with its value, and return false.
 
 // One data type for all inputs, which the operator takes under these attributes.
-bool check_types(Attributes const& attributes, bool block, nvinfer1::DataType const* types, int32_t count,
-                 Text& why) noexcept;
+bool check_types(Attributes const& attributes, bool block, nvinfer1::DataType const* types,
+                 int32_t count, Text& why) noexcept;
 
 // Inputs of MaskedAttention: QKV; Q and KV; or Q, K and V. Sizes of -1 agree with any.
-bool attention_sizes(Attributes const& attributes, nvinfer1::Dims const* inputs, int32_t count, Sizes& sizes,
-                     Text& why) noexcept;
+bool attention_sizes(Attributes const& attributes, nvinfer1::Dims const* inputs, int32_t count,
+                     Sizes& sizes, Text& why) noexcept;
 
 // The nine inputs of MaskedAttentionBlock; likewise.
 bool block_sizes(Attributes const& attributes, nvinfer1::Dims const* inputs, int32_t count, Sizes& sizes,
                  Text& why) noexcept;
 
 // The complete check, of types, sizes, output and what the kernels support, and its result.
-bool attention_problem(Attributes const& attributes, nvinfer1::PluginTensorDesc const* inputs, int32_t count,
-                       nvinfer1::PluginTensorDesc const& output, Problem& problem, Text& why) noexcept;
+bool attention_problem(Attributes const& attributes, nvinfer1::PluginTensorDesc const* inputs,
+                       int32_t count, nvinfer1::PluginTensorDesc const& output, Problem& problem,
+                       Text& why) noexcept;
 bool block_problem(Attributes const& attributes, nvinfer1::PluginTensorDesc const* inputs, int32_t count,
                    nvinfer1::PluginTensorDesc const& output, BlockProblem& problem, Text& why) noexcept;
 

@@ -43,7 +43,8 @@ struct Expressions final : IExprBuilder {
         default: return nullptr;
       }
     }
-    IDimensionExpr const* declareSizeTensor(int32_t, IDimensionExpr const&, IDimensionExpr const&) noexcept override {
+    IDimensionExpr const* declareSizeTensor(int32_t, IDimensionExpr const&,
+                                            IDimensionExpr const&) noexcept override {
       return nullptr;
     }
   } impl;
@@ -70,8 +71,12 @@ struct Logger final : ILogger, ILoggerFinder {
 struct Recorder final : IErrorRecorder {
   std::vector<std::pair<ErrorCode, std::string>> errors;
   int32_t getNbErrors() const noexcept override { return int32_t(errors.size()); }
-  ErrorCode getErrorCode(int32_t i) const noexcept override { return errors[size_t(i)].first; }
-  ErrorDesc getErrorDesc(int32_t i) const noexcept override { return errors[size_t(i)].second.c_str(); }
+  ErrorCode getErrorCode(int32_t i) const noexcept override {
+    return size_t(i) < errors.size() ? errors[size_t(i)].first : ErrorCode::kSUCCESS;
+  }
+  ErrorDesc getErrorDesc(int32_t i) const noexcept override {
+    return size_t(i) < errors.size() ? errors[size_t(i)].second.c_str() : "";
+  }
   bool hasOverflowed() const noexcept override { return false; }
   void clear() noexcept override { errors.clear(); }
   bool reportError(ErrorCode code, ErrorDesc description) noexcept override {
@@ -100,21 +105,31 @@ struct Library {
       std::exit(2);
     }
     reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(handle, "setLoggerFinder"))(finder);
-    creators = reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(handle, "getCreators"))(count);
+    creators = reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(
+        dlsym(handle, "getCreators"))(count);
   }
   ~Library() { dlclose(handle); }
 
-  IPluginCreatorV3One& creator(int32_t i) const { return *static_cast<IPluginCreatorV3One*>(creators[i]); }
+  IPluginCreatorV3One& creator(int32_t i) const {
+    return *static_cast<IPluginCreatorV3One*>(creators[i]);
+  }
 };
 
 // The fields that the ONNX parser would make of a node's attributes. Values live as long as this.
 class Fields {
  public:
-  Fields& ints(char const* name, std::vector<int32_t> values) { return set(name, PluginFieldType::kINT32, values); }
-  Fields& longs(char const* name, std::vector<int64_t> values) { return set(name, PluginFieldType::kINT64, values); }
-  Fields& floats(char const* name, std::vector<float> values) { return set(name, PluginFieldType::kFLOAT32, values); }
+  Fields& ints(char const* name, std::vector<int32_t> values) {
+    return set(name, PluginFieldType::kINT32, values);
+  }
+  Fields& longs(char const* name, std::vector<int64_t> values) {
+    return set(name, PluginFieldType::kINT64, values);
+  }
+  Fields& floats(char const* name, std::vector<float> values) {
+    return set(name, PluginFieldType::kFLOAT32, values);
+  }
   Fields& text(char const* name, std::string const& value) {  // the parser counts the closing zero
-    return set(name, PluginFieldType::kCHAR, std::vector<char>(value.c_str(), value.c_str() + value.size() + 1));
+    return set(name, PluginFieldType::kCHAR,
+               std::vector<char>(value.c_str(), value.c_str() + value.size() + 1));
   }
   Fields& drop(std::string const& name) {
     std::vector<Field> kept;
@@ -127,7 +142,8 @@ class Fields {
 
   PluginFieldCollection const* collection() {
     view_.clear();
-    for (Field const& field : fields_) view_.emplace_back(field.name.c_str(), field.data.data(), field.type, field.length);
+    for (Field const& field : fields_)
+      view_.emplace_back(field.name.c_str(), field.data.data(), field.type, field.length);
     collection_ = {int32_t(view_.size()), view_.data()};
     return &collection_;
   }
@@ -144,7 +160,8 @@ class Fields {
   Fields& set(char const* name, PluginFieldType type, std::vector<Value> const& values) {
     drop(name);
     auto const* const bytes = reinterpret_cast<char const*>(values.data());
-    fields_.push_back({name, type, {bytes, bytes + values.size() * sizeof(Value)}, int32_t(values.size())});
+    fields_.push_back(
+        {name, type, {bytes, bytes + values.size() * sizeof(Value)}, int32_t(values.size())});
     return *this;
   }
 
@@ -163,8 +180,10 @@ struct Made {
   explicit Made(IPluginV3* made) : plugin(made) {
     if (plugin == nullptr) return;
     core = static_cast<IPluginV3OneCore*>(plugin->getCapabilityInterface(PluginCapabilityType::kCORE));
-    build = static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
-    runtime = static_cast<IPluginV3OneRuntime*>(plugin->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
+    build =
+        static_cast<IPluginV3OneBuild*>(plugin->getCapabilityInterface(PluginCapabilityType::kBUILD));
+    runtime = static_cast<IPluginV3OneRuntime*>(
+        plugin->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
   }
 };
 

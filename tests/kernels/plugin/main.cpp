@@ -10,14 +10,18 @@ int main(int count, char** arguments) {
     std::printf("usage: %s PLUGIN.so [--emulated]\n", arguments[0]);
     return 2;
   }
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a crash must not take what was found with it
   bool const emulated = count > 2 && std::strcmp(arguments[2], "--emulated") == 0;
   fake::Logger logger;
   {
     fake::Library library(arguments[1], &logger);
     walk::World const world{library, logger, emulated};
     std::pair<char const*, void (*)(walk::World const&)> const parts[] = {
-        {"creators", walk::creators}, {"build time", walk::build_time}, {"serialisation", walk::serialisation},
-        {"refusals", walk::refusals}, {"run time", walk::run_time}};
+        {"creators", walk::creators},
+        {"build time", walk::build_time},
+        {"serialisation", walk::serialisation},
+        {"refusals", walk::refusals},
+        {"run time", walk::run_time}};
     auto const run = [&](char const* name, void (*part)(walk::World const&)) {
       int const before = walk::failures;
       part(world);

@@ -41,20 +41,25 @@ struct Attention {
 
   // q [B or 1, N, W], k and v [B, M, W] -> [B, N, W]. `arithmetic` rounds every sum, `weight` the
   // softmax's results, `result` what is stored.
-  Numbers run(Numbers const& q, Numbers const& k, Numbers const& v, Round arithmetic, Round weight, Round result) const {
+  Numbers run(Numbers const& q, Numbers const& k, Numbers const& v, Round arithmetic, Round weight,
+              Round result) const {
     Numbers out(size_t(batch * queries * width()));
     Numbers weights(static_cast<size_t>(keys));
     for (int64_t b = 0; b < batch; ++b) {
       for (int64_t h = 0; h < heads; ++h) {
         for (int64_t i = 0; i < queries; ++i) {
-          double const* const query = &q[size_t(((shared_query ? 0 : b) * queries + i) * width() + h * head_dim)];
-          double const sum = softmax(weights, query, &k[size_t(b * keys * width() + h * head_dim)], h, i, arithmetic);
+          double const* const query =
+              &q[size_t(((shared_query ? 0 : b) * queries + i) * width() + h * head_dim)];
+          double const sum =
+              softmax(weights, query, &k[size_t(b * keys * width() + h * head_dim)], h, i, arithmetic);
           for (int64_t d = 0; d < head_dim; ++d) {
             double total = 0;
             for (int64_t j = 0; j < keys; ++j) {
-              total = arithmetic(total + weight(weights[size_t(j)]) * v[size_t((b * keys + j) * width() + h * head_dim + d)]);
+              total = arithmetic(total + weight(weights[size_t(j)]) *
+                                             v[size_t((b * keys + j) * width() + h * head_dim + d)]);
             }
-            out[size_t((b * queries + i) * width() + h * head_dim + d)] = result(sum > 0 ? total / sum : 0);
+            out[size_t((b * queries + i) * width() + h * head_dim + d)] =
+                result(sum > 0 ? total / sum : 0);
           }
         }
       }
@@ -64,14 +69,17 @@ struct Attention {
 
  private:
   // Weights before they are divided by their sum, which is returned.
-  double softmax(Numbers& weights, double const* query, double const* keys_of_head, int64_t head, int64_t i,
-                 Round arithmetic) const {
+  double softmax(Numbers& weights, double const* query, double const* keys_of_head, int64_t head,
+                 int64_t i, Round arithmetic) const {
     double most = -INFINITY, sum = 0;
     for (int64_t j = 0; j < keys; ++j) {
       double score = 0;
-      for (int64_t d = 0; d < head_dim; ++d) score = arithmetic(score + query[d] * keys_of_head[j * width() + d]);
+      for (int64_t d = 0; d < head_dim; ++d)
+        score = arithmetic(score + query[d] * keys_of_head[j * width() + d]);
       bool const open = allowed(int32_t(head), int32_t(i), int32_t(j));
-      weights[size_t(j)] = open ? arithmetic(score * scale + bias(head, i, j)) : zero_fill ? 0 : -INFINITY;
+      weights[size_t(j)] = open        ? arithmetic(score * scale + bias(head, i, j))
+                           : zero_fill ? 0
+                                       : -INFINITY;
       most = std::max(most, weights[size_t(j)]);
     }
     for (double& weight : weights) {

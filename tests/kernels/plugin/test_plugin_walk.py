@@ -135,9 +135,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_walk_notices(
-    fault: str, emulated: Built, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_the_walk_notices(fault: str, emulated: Built) -> None:
     """Breaks one line of a copy; the copy's build folder is kept, so that little is compiled."""
     name, right, wrong, part = FAULTS[fault]
     copy = emulated.folder.parent / "faulty" / "kernels"

@@ -16,14 +16,15 @@ inline void fail(char const* file, int line, std::string const& what) {
   ++failures;
 }
 
-#define CHECK(condition) \
-  do {                   \
+#define CHECK(condition)                                          \
+  do {                                                            \
     if (!(condition)) walk::fail(__FILE__, __LINE__, #condition); \
   } while (0)
 
 // A refusal must tell what is wrong, with the value.
 inline void check_says(char const* file, int line, std::string const& message, std::string const& part) {
-  if (message.find(part) == std::string::npos) fail(file, line, "no '" + part + "' in the message: " + message);
+  if (message.find(part) == std::string::npos)
+    fail(file, line, "no '" + part + "' in the message: " + message);
 }
 #define CHECK_SAYS(message, part) walk::check_says(__FILE__, __LINE__, message, part)
 
@@ -57,16 +58,27 @@ inline fake::Fields node() {
 }
 
 inline fake::Fields int8_node() {
-  return node().floats("q_scale", {.02F}).floats("k_scale", {.02F}).floats("v_scale", {.02F}).floats("out_scale", {.02F});
+  return node()
+      .floats("q_scale", {.02F})
+      .floats("k_scale", {.02F})
+      .floats("v_scale", {.02F})
+      .floats("out_scale", {.02F});
 }
 
 inline fake::Fields block_node() { return node().floats("epsilon", {1e-5F}); }
 
 // Shapes of the block's inputs for the node above.
-inline std::vector<PluginTensorDesc> block_inputs(int64_t batch, int64_t query_batch, int64_t residual_batch) {
-  std::vector<std::vector<int64_t>> const shapes = {
-      {query_batch, kTokens, kWidth}, {batch, kTokens, kWidth}, {residual_batch, kTokens, kWidth},
-      {kWidth}, {kWidth}, {2 * kWidth, kWidth}, {2 * kWidth}, {kWidth, kWidth}, {kWidth}};
+inline std::vector<PluginTensorDesc> block_inputs(int64_t batch, int64_t query_batch,
+                                                  int64_t residual_batch) {
+  std::vector<std::vector<int64_t>> const shapes = {{query_batch, kTokens, kWidth},
+                                                    {batch, kTokens, kWidth},
+                                                    {residual_batch, kTokens, kWidth},
+                                                    {kWidth},
+                                                    {kWidth},
+                                                    {2 * kWidth, kWidth},
+                                                    {2 * kWidth},
+                                                    {kWidth, kWidth},
+                                                    {kWidth}};
   std::vector<PluginTensorDesc> tensors;
   for (auto const& shape : shapes) tensors.push_back(fake::tensor(DataType::kHALF, shape));
   return tensors;
@@ -78,7 +90,8 @@ struct World {
   fake::Logger& logger;
   bool emulated;  // the library runs its kernels on the CPU: enqueue is expected to compute
 
-  fake::Made make(int32_t creator, fake::Fields fields, TensorRTPhase phase = TensorRTPhase::kBUILD) const {
+  fake::Made make(int32_t creator, fake::Fields fields,
+                  TensorRTPhase phase = TensorRTPhase::kBUILD) const {
     return fake::Made(library.creator(creator).createPlugin("layer", fields.collection(), phase));
   }
   fake::Made attention(fake::Fields fields = node()) const { return make(0, std::move(fields)); }

@@ -11,7 +11,8 @@ using fake::tensor;
 
 std::vector<int64_t> values(DimsExprs const& dims) {
   std::vector<int64_t> sizes;
-  for (int32_t i = 0; i < dims.nbDims; ++i) sizes.push_back(dims.d[i]->isConstant() ? dims.d[i]->getConstantValue() : -1);
+  for (int32_t i = 0; i < dims.nbDims; ++i)
+    sizes.push_back(dims.d[i]->isConstant() ? dims.d[i]->getConstantValue() : -1);
   return sizes;
 }
 
@@ -21,15 +22,19 @@ std::vector<int64_t> output_of(Made const& made, std::vector<std::vector<int64_t
   std::vector<DimsExprs> in;
   for (auto const& shape : inputs) in.push_back(expressions.shape(shape));
   DimsExprs out{};
-  int32_t const code = made.build->getOutputShapes(in.data(), int32_t(in.size()), nullptr, 0, &out, 1, expressions);
+  int32_t const code =
+      made.build->getOutputShapes(in.data(), int32_t(in.size()), nullptr, 0, &out, 1, expressions);
   return code == 0 ? values(out) : std::vector<int64_t>{};
 }
 
-bool takes_types(Made const& made, std::vector<DataType> const& types, TensorFormat format = TensorFormat::kLINEAR) {
+bool takes_types(Made const& made, std::vector<DataType> const& types,
+                 TensorFormat format = TensorFormat::kLINEAR) {
   std::vector<DynamicPluginTensorDesc> tensors(types.size());
-  for (size_t i = 0; i < types.size(); ++i) tensors[i].desc = tensor(types[i], {-1, kTokens, kWidth}, format);
+  for (size_t i = 0; i < types.size(); ++i)
+    tensors[i].desc = tensor(types[i], {-1, kTokens, kWidth}, format);
   for (size_t i = 0; i < types.size(); ++i) {
-    if (!made.build->supportsFormatCombination(int32_t(i), tensors.data(), int32_t(types.size()) - 1, 1)) return false;
+    if (!made.build->supportsFormatCombination(int32_t(i), tensors.data(), int32_t(types.size()) - 1, 1))
+      return false;
   }
   return true;
 }
@@ -125,7 +130,8 @@ void profiles(World const& world) {
   int64_t const n = kTokens, w = kWidth;
   Made const made = world.attention();
   CHECK(configure(made, {{1, n, 3 * w}, {1, n, w}}, {{16, n, 3 * w}, {16, n, w}}) == 0);
-  CHECK(configure(made, {{1, n, w}, {1, n, 2 * w}, {1, n, w}}, {{1, n, w}, {9, n, 2 * w}, {9, n, w}}) == 0);
+  CHECK(configure(made, {{1, n, w}, {1, n, 2 * w}, {1, n, w}}, {{1, n, w}, {9, n, 2 * w}, {9, n, w}}) ==
+        0);
   CHECK(world.logger.take().empty());
   CHECK(configure(made, {{1, n, 3 * w}, {1, n, w}}, {{16, n + 1, 3 * w}, {16, n + 1, w}}) != 0);
   CHECK_SAYS(world.logger.take(), "N = 41");
@@ -173,7 +179,11 @@ void build_time(World const& world) {
 namespace {
 
 fake::Fields full_node() {
-  return int8_node().floats("scale", {.25F}).text("fill", "zero").floats("slopes", {.5F, .0625F}).ints("columns", {8});
+  return int8_node()
+      .floats("scale", {.25F})
+      .text("fill", "zero")
+      .floats("slopes", {.5F, .0625F})
+      .ints("columns", {8});
 }
 
 bool same(PluginFieldCollection const& a, PluginFieldCollection const& b) {
@@ -205,7 +215,8 @@ bool kept(PluginFieldCollection const& given, PluginFieldCollection const& plan)
 
 void serialisation(World const& world) {
   for (int32_t i = 0; i < 2; ++i) {
-    for (fake::Fields fields : {i == 0 ? node() : block_node(), i == 0 ? full_node() : block_node().floats("scale", {2})}) {
+    for (fake::Fields fields :
+         {i == 0 ? node() : block_node(), i == 0 ? full_node() : block_node().floats("scale", {2})}) {
       Made const made = world.make(i, fields);
       PluginFieldCollection const* const plan = made.runtime->getFieldsToSerialize();
       CHECK(plan && kept(*fields.collection(), *plan));
@@ -220,10 +231,16 @@ void serialisation(World const& world) {
   // The timing cache must not take one node's time for another's.
   std::string const known = world.attention(full_node()).build->getTimingCacheID();
   std::vector<fake::Fields> const others = {
-      full_node().floats("scale", {.5F}), full_node().text("fill", "exclude"), full_node().floats("slopes", {.5F, .5F}),
-      full_node().ints("columns", {10}), full_node().floats("k_scale", {.5F}), full_node().drop("scale"),
-      full_node().text("mask", hex_mask(1, kTokens, kTokens, [](int32_t, int32_t, int32_t) { return true; }))};
-  for (fake::Fields const& other : others) CHECK(world.attention(other).build->getTimingCacheID() != known);
+      full_node().floats("scale", {.5F}),
+      full_node().text("fill", "exclude"),
+      full_node().floats("slopes", {.5F, .5F}),
+      full_node().ints("columns", {10}),
+      full_node().floats("k_scale", {.5F}),
+      full_node().drop("scale"),
+      full_node().text("mask",
+                       hex_mask(1, kTokens, kTokens, [](int32_t, int32_t, int32_t) { return true; }))};
+  for (fake::Fields const& other : others)
+    CHECK(world.attention(other).build->getTimingCacheID() != known);
 }
 
 }  // namespace walk

@@ -31,12 +31,14 @@ class Stored {
  private:
   void write(size_t i, double value) {
     if (type_ == DataType::kFLOAT) reinterpret_cast<float*>(data_.get())[i] = float(value);
-    if (type_ == DataType::kHALF) reinterpret_cast<reference::Half*>(data_.get())[i] = reference::Half(float(value));
+    if (type_ == DataType::kHALF)
+      reinterpret_cast<reference::Half*>(data_.get())[i] = reference::Half(float(value));
     if (type_ == DataType::kINT8) reinterpret_cast<int8_t*>(data_.get())[i] = int8_t(value);
   }
   double read(size_t i) const {
     if (type_ == DataType::kFLOAT) return double(reinterpret_cast<float const*>(data_.get())[i]);
-    if (type_ == DataType::kHALF) return double(reinterpret_cast<reference::Half const*>(data_.get())[i]);
+    if (type_ == DataType::kHALF)
+      return double(reinterpret_cast<reference::Half const*>(data_.get())[i]);
     return double(reinterpret_cast<int8_t const*>(data_.get())[i]);
   }
   struct Free {
@@ -74,7 +76,8 @@ Numbers side_by_side(int64_t rows, std::vector<Numbers const*> const& parts) {
 
 // Attaches, sets the shapes, runs.
 Numbers run(World const& world, Made const& made, std::vector<PluginTensorDesc> const& in,
-            std::vector<Numbers> const& values, PluginTensorDesc const& out, int64_t out_count, int32_t times = 1) {
+            std::vector<Numbers> const& values, PluginTensorDesc const& out, int64_t out_count,
+            int32_t times = 1) {
   fake::Context context;
   Made const attached(made.runtime->attachToContext(&context));
   CHECK(attached.plugin && attached.runtime->onShapeChange(in.data(), int32_t(in.size()), &out, 1) == 0);
@@ -85,11 +88,13 @@ Numbers run(World const& world, Made const& made, std::vector<PluginTensorDesc> 
   Stored const workspace(DataType::kINT8, Numbers(bytes + 1, 77));  // TensorRT promises nothing about it
   std::vector<Stored> stored;
   std::vector<void const*> pointers;
-  for (size_t i = 0; i < in.size(); ++i) pointers.push_back(stored.emplace_back(in[i].type, values[i]).data());
+  for (size_t i = 0; i < in.size(); ++i)
+    pointers.push_back(stored.emplace_back(in[i].type, values[i]).data());
   Stored const result(out.type, Numbers(size_t(out_count), 99));
   void* const results[] = {result.data()};
   for (int32_t i = 0; i < times; ++i) {
-    CHECK(attached.runtime->enqueue(in.data(), &out, pointers.data(), results, workspace.data(), nullptr) == 0);
+    CHECK(attached.runtime->enqueue(in.data(), &out, pointers.data(), results, workspace.data(),
+                                    nullptr) == 0);
   }
   CHECK(world.logger.take().empty());
   return result.numbers();
@@ -119,29 +124,34 @@ void attention(World const& world, Attention a, DataType type, int32_t inputs, i
     in = {tensor(type, {a.batch, a.queries, 3 * w})};
     values = {side_by_side(a.batch * a.queries, {&q, &k, &v})};
   } else {
-    in = {tensor(type, {q_batch, a.queries, w}), tensor(type, {a.batch, a.keys, inputs == 2 ? 2 * w : w})};
+    in = {tensor(type, {q_batch, a.queries, w}),
+          tensor(type, {a.batch, a.keys, inputs == 2 ? 2 * w : w})};
     values = {q, inputs == 2 ? side_by_side(a.batch * a.keys, {&k, &v}) : k};
     if (inputs == 3) in.push_back(in[1]), values.push_back(v);
   }
   fake::Fields fields = fields_of(a, mask_heads, scale);
   if (int8) {
-    for (char const* name : {"q_scale", "k_scale", "v_scale", "out_scale"}) fields.floats(name, {float(unit)});
+    for (char const* name : {"q_scale", "k_scale", "v_scale", "out_scale"})
+      fields.floats(name, {float(unit)});
   }
-  Numbers const found = run(world, world.attention(std::move(fields)), in, values, tensor(type, {a.batch, a.queries, w}),
-                            a.batch * a.queries * w);
+  Numbers const found = run(world, world.attention(std::move(fields)), in, values,
+                            tensor(type, {a.batch, a.queries, w}), a.batch * a.queries * w);
 
   a.scale = double(scale) * unit * unit;  // the values' unit is the result's
   Numbers const wanted = a.run(q, k, v, reference::exact, reference::exact, reference::exact);
   double const error = reference::largest_difference(found, wanted);
   double allowed = 1.0;  // int8: half a step of rounding, and weights in float16
   if (type == DataType::kFLOAT) {
-    allowed = 2 * reference::largest_difference(wanted, a.run(q, k, v, reference::to_float, reference::to_float, reference::to_float));
+    allowed = 2 * reference::largest_difference(wanted, a.run(q, k, v, reference::to_float,
+                                                              reference::to_float, reference::to_float));
   } else if (type == DataType::kHALF) {
-    allowed = 2 * reference::largest_difference(wanted, a.run(q, k, v, reference::to_float, reference::to_half, reference::to_half));
+    allowed = 2 * reference::largest_difference(wanted, a.run(q, k, v, reference::to_float,
+                                                              reference::to_half, reference::to_half));
   }
   if (!(error <= allowed)) {
-    fail(__FILE__, __LINE__, "type " + std::to_string(int32_t(type)) + ", " + std::to_string(inputs) + " inputs: error " +
-                                 std::to_string(error) + " is beyond " + std::to_string(allowed));
+    fail(__FILE__, __LINE__,
+         "type " + std::to_string(int32_t(type)) + ", " + std::to_string(inputs) + " inputs: error " +
+             std::to_string(error) + " is beyond " + std::to_string(allowed));
   }
 }
 
@@ -161,12 +171,14 @@ void block(World const& world) {
     }
   }
   // [rows, W] @ [outputs, W]^T + bias
-  auto const linear = [&](Numbers const& from, Numbers const& weight, double const* bias, int64_t first, reference::Round round) {
+  auto const linear = [&](Numbers const& from, Numbers const& weight, double const* bias, int64_t first,
+                          reference::Round round) {
     Numbers out(size_t(rows * w));
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t o = 0; o < w; ++o) {
         double sum = bias[first + o];
-        for (int64_t i = 0; i < w; ++i) sum += from[size_t(r * w + i)] * weight[size_t((first + o) * w + i)];
+        for (int64_t i = 0; i < w; ++i)
+          sum += from[size_t(r * w + i)] * weight[size_t((first + o) * w + i)];
         out[size_t(r * w + o)] = round(sum);
       }
     }
@@ -177,14 +189,17 @@ void block(World const& world) {
     for (int64_t r = 0; r < rows; ++r) {
       double mean = 0, variance = 0;
       for (int64_t i = 0; i < w; ++i) mean += x[1][size_t(r * w + i)] / double(w);
-      for (int64_t i = 0; i < w; ++i) variance += std::pow(x[1][size_t(r * w + i)] - mean, 2) / double(w);
+      for (int64_t i = 0; i < w; ++i)
+        variance += std::pow(x[1][size_t(r * w + i)] - mean, 2) / double(w);
       for (int64_t i = 0; i < w; ++i) {
         double const unit = (x[1][size_t(r * w + i)] - mean) / std::sqrt(variance + double(1e-5F));
         normal[size_t(r * w + i)] = round(unit * x[3][size_t(i)] + x[4][size_t(i)]);
       }
     }
-    Numbers const k = linear(normal, x[5], x[6].data(), 0, round), v = linear(normal, x[5], x[6].data(), w, round);
-    Numbers out = linear(a.run(x[0], k, v, reference::exact, round, round), x[7], x[8].data(), 0, reference::exact);
+    Numbers const k = linear(normal, x[5], x[6].data(), 0, round),
+                  v = linear(normal, x[5], x[6].data(), w, round);
+    Numbers out = linear(a.run(x[0], k, v, reference::exact, round, round), x[7], x[8].data(), 0,
+                         reference::exact);
     for (size_t i = 0; i < out.size(); ++i) out[i] = round(out[i] + x[2][i]);
     return out;
   };
@@ -194,7 +209,8 @@ void block(World const& world) {
   Numbers const found = run(world, world.block(), in, x, tensor(kH, {a.batch, kTokens, w}), rows * w, 2);
   double const error = reference::largest_difference(found, wanted);
   if (!(error <= allowed)) {
-    fail(__FILE__, __LINE__, "block: error " + std::to_string(error) + " is beyond " + std::to_string(allowed));
+    fail(__FILE__, __LINE__,
+         "block: error " + std::to_string(error) + " is beyond " + std::to_string(allowed));
   }
 }
 

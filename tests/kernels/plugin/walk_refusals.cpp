@@ -30,21 +30,28 @@ std::vector<Refusal> of_both() {
       {node().ints("scale", {1}), "scale has plugin field type 5; it must be float32"},
       {node().drop("mask_shape"), "mask_shape has 0 numbers"},
       {node().ints("mask_shape", {kTokens, kTokens}), "mask_shape has 2 numbers"},
-      {node().ints("mask_shape", {3, kTokens, kTokens}), "mask_shape starts with 3; it must be 1 or the number of heads, 2"},
+      {node().ints("mask_shape", {3, kTokens, kTokens}),
+       "mask_shape starts with 3; it must be 1 or the number of heads, 2"},
       {node().ints("mask_shape", {1, 4097, kTokens}), "N = 4097"},
       {node().ints("mask_shape", {1, kTokens, 0}), "M = 0"},
       {node().drop("mask"), "mask has 0 hex digits; mask_shape (1, 40, 40) needs 640"},
-      {node().ints("mask_shape", {1, kTokens + 1, kTokens}), "mask has 640 hex digits; mask_shape (1, 41, 40) needs 656"},
+      {node().ints("mask_shape", {1, kTokens + 1, kTokens}),
+       "mask has 640 hex digits; mask_shape (1, 41, 40) needs 656"},
       {node().text("mask", changed_mask(17, 'g')), "at digit 16"},
       {node().text("mask", changed_mask(0, 'F')), "only 0-9 and a-f"},
       {node().text("mask", changed_mask(16 * 3 + 10, '1')), "beyond M = 40 in row 3"},
       {node().ints("mask", {1}), "mask has plugin field type 5; it must be char"},
       {node().text("fill", "Zero"), "fill is 'Zero'"},
-      {node().floats("slopes", {1}).ints("columns", {8}), "slopes has 1 numbers; one per head is needed, 2"},
+      {node().floats("slopes", {1}).ints("columns", {8}),
+       "slopes has 1 numbers; one per head is needed, 2"},
       {node().floats("slopes", {1, nan}).ints("columns", {8}), "slopes[1] is nan"},
       {node().floats("slopes", {1, 1}), "columns is 0"},
       {node().ints("columns", {8}), "columns is 8 without slopes"},
-      {node().ints("mask_shape", {1, 8, 16}).text("mask", std::string(64, '0')).floats("slopes", {1, 1}).ints("columns", {4}),
+      {node()
+           .ints("mask_shape", {1, 8, 16})
+           .text("mask", std::string(64, '0'))
+           .floats("slopes", {1, 1})
+           .ints("columns", {4}),
        "N = 8, M = 16"},
       {node().floats("scael", {1}), "'scael' is not known"},
   };
@@ -101,7 +108,8 @@ void refusals(World const& world) {
   CHECK_SAYS(world.logger.take(), "attribute 0 has no name");
 
   // int64 is taken where it fits: not every maker of a network narrows it as the parser does.
-  CHECK(world.attention(node().longs("heads", {2}).longs("mask_shape", {1, kTokens, kTokens})).plugin != nullptr);
+  CHECK(world.attention(node().longs("heads", {2}).longs("mask_shape", {1, kTokens, kTokens})).plugin !=
+        nullptr);
 }
 
 }  // namespace walk

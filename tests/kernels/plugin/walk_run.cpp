@@ -21,15 +21,25 @@ void wrong_shapes(World const& world) {
     PluginTensorDesc out;
     char const* message;
   } const wrong[] = {
-      {{tensor(kH, {2, n, 3 * w})}, tensor(kH, {2, n, w + 2}), "the output is 2 x 40 x 66; it must be 2 x 40 x 64"},
-      {{tensor(kH, {2, n, 3 * w})}, tensor(DataType::kFLOAT, {2, n, w}), "the output is float32; the inputs are float16"},
-      {{tensor(kH, {2, n + 1, 3 * w})}, tensor(kH, {2, n + 1, w}), "N = 41 queries, but the mask is made for N = 40"},
+      {{tensor(kH, {2, n, 3 * w})},
+       tensor(kH, {2, n, w + 2}),
+       "the output is 2 x 40 x 66; it must be 2 x 40 x 64"},
+      {{tensor(kH, {2, n, 3 * w})},
+       tensor(DataType::kFLOAT, {2, n, w}),
+       "the output is float32; the inputs are float16"},
+      {{tensor(kH, {2, n + 1, 3 * w})},
+       tensor(kH, {2, n + 1, w}),
+       "N = 41 queries, but the mask is made for N = 40"},
       {{tensor(kH, {0, n, 3 * w})}, tensor(kH, {0, n, w}), "a size of 0"},
       {{tensor(kH, {2, n, w}), tensor(kH, {3, n, 2 * w})}, tensor(kH, {3, n, w}), "Q is 2 x 40 x 64"},
       {{tensor(kH, {2, n, 3 * 34})}, tensor(kH, {2, n, 34}), "17"},
       {{tensor(kH, {2, n, 3 * 2 * 272})}, tensor(kH, {2, n, 2 * 272}), "272"},
-      {{tensor(DataType::kINT8, {2, n, 3 * w})}, tensor(DataType::kINT8, {2, n, w}), "int8 inputs need q_scale"},
-      {{tensor(DataType::kINT32, {2, n, 3 * w})}, tensor(DataType::kINT32, {2, n, w}), "the first input is int32"},
+      {{tensor(DataType::kINT8, {2, n, 3 * w})},
+       tensor(DataType::kINT8, {2, n, w}),
+       "int8 inputs need q_scale"},
+      {{tensor(DataType::kINT32, {2, n, 3 * w})},
+       tensor(DataType::kINT32, {2, n, w}),
+       "the first input is int32"},
       {{}, tensor(kH, {2, n, w}), "there are 0 inputs"},
   };
   Made const made = world.attention();
@@ -43,19 +53,29 @@ void wrong_shapes(World const& world) {
   CHECK_SAYS(world.logger.take(), "beta is 65; it must be 64");
 }
 
+// Pointers for an enqueue that must be refused: if it is not, the launcher still refuses them.
+void const* const kNothing[9] = {};
+void* const kNowhere[1] = {};
+
+int32_t enqueue(Made const& made, PluginTensorDesc const& in, PluginTensorDesc const& out) {
+  return made.runtime->enqueue(&in, &out, kNothing, kNowhere, nullptr, nullptr);
+}
+
 void before_any_shape(World const& world) {
-  auto const desc = tensor(DataType::kHALF, {1, kTokens, 3 * kWidth}), out = tensor(DataType::kHALF, {1, kTokens, kWidth});
+  auto const desc = tensor(DataType::kHALF, {1, kTokens, 3 * kWidth}),
+             out = tensor(DataType::kHALF, {1, kTokens, kWidth});
   Made const made = world.attention();
-  CHECK(made.runtime->enqueue(&desc, &out, nullptr, nullptr, nullptr, nullptr) != 0);
+  CHECK(enqueue(made, desc, out) != 0);
   CHECK_SAYS(world.logger.take(), "enqueue before onShapeChange");
-  CHECK(world.block().runtime->enqueue(&desc, &out, nullptr, nullptr, nullptr, nullptr) != 0);
+  CHECK(enqueue(world.block(), desc, out) != 0);
   CHECK_SAYS(world.logger.take(), "enqueue before onShapeChange");
 }
 
 // Without a device, a context cannot be made; with one (or in emulation), it can. Errors of a context
 // go to its own recorder too.
 void contexts(World const& world) {
-  auto const in = tensor(DataType::kHALF, {1, kTokens, 3 * kWidth}), out = tensor(DataType::kHALF, {1, kTokens, kWidth});
+  auto const in = tensor(DataType::kHALF, {1, kTokens, 3 * kWidth}),
+             out = tensor(DataType::kHALF, {1, kTokens, kWidth});
   Made const made = world.attention();
   fake::Context context;
   Made const attached(made.runtime->attachToContext(&context));
@@ -70,7 +90,7 @@ void contexts(World const& world) {
     // The builder's way, without a context.
     CHECK(change(made, {in}, out) != 0);
     CHECK_SAYS(world.logger.take(), "cudaMalloc");
-    CHECK(made.runtime->enqueue(&in, &out, nullptr, nullptr, nullptr, nullptr) != 0);
+    CHECK(enqueue(made, in, out) != 0);
     CHECK_SAYS(world.logger.take(), "enqueue before onShapeChange");
     std::printf("no device: contexts and launches are refused\n");
     return;
@@ -79,17 +99,16 @@ void contexts(World const& world) {
   CHECK(context.recorder.errors.empty());
   CHECK(change(attached, {in, in, in, in}, out) != 0);
   CHECK_SAYS(world.logger.take(), "there are 4 inputs");
-  CHECK(context.recorder.errors.size() == 1 && context.recorder.getErrorCode(0) == ErrorCode::kINVALID_ARGUMENT);
+  CHECK(context.recorder.errors.size() == 1 &&
+        context.recorder.getErrorCode(0) == ErrorCode::kINVALID_ARGUMENT);
   // A refused shape does not leave the one before in force.
-  CHECK(attached.runtime->enqueue(&in, &out, nullptr, nullptr, nullptr, nullptr) != 0);
+  CHECK(enqueue(attached, in, out) != 0);
   CHECK_SAYS(world.logger.take(), "enqueue before onShapeChange");
 
   // What the launcher refuses, it refuses with an error, which is told with the kernel's name.
   CHECK(change(attached, {in}, out) == 0);
-  void const* const nothing[] = {nullptr};
-  void* const nowhere[] = {nullptr};
   size_t const before = context.recorder.errors.size();
-  CHECK(attached.runtime->enqueue(&in, &out, nothing, nowhere, nullptr, nullptr) != 0);
+  CHECK(enqueue(attached, in, out) != 0);
   CHECK_SAYS(world.logger.take(), "MaskedAttention 'layer': launch of ");
   CHECK(context.recorder.errors.size() == before + 1);
   CHECK(context.recorder.getErrorCode(int32_t(before)) == ErrorCode::kFAILED_EXECUTION);

@@ -78,6 +78,7 @@ class ErrorName(StrEnum):
     """Choices of --error."""
 
     SQUARED = "squared"
+    ABSOLUTE = "absolute"
     GRADIENTS = "gradients"
 
 

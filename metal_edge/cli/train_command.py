@@ -103,8 +103,8 @@ def train(
     error: Annotated[
         ErrorName | None,
         typer.Option(
-            help="metal: what the map shows; default squared, the paper's; gradients: edges that"
-            " do not fit"
+            help="metal: what the map shows; default squared, the paper's; absolute, which the"
+            " largest deviations do not rule; gradients: edges that do not fit"
         ),
     ] = None,
     weighting: Annotated[

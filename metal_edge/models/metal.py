@@ -33,9 +33,11 @@ from metal_edge.models.zeroleak import ZeroLeakEncoder, widest_radius
 
 
 class ErrorKind(StrEnum):
-    """What the anomaly map shows: the paper's squared error, or edges that do not fit."""
+    """What the anomaly map shows: the paper's squared error, the absolute one, which the few
+    largest deviations do not rule, or edges that do not fit."""
 
     SQUARED = "squared"
+    ABSOLUTE = "absolute"
     GRADIENTS = "gradients"
 
 
@@ -184,10 +186,12 @@ class Metal(AnomalyModel):
         return self.reconstruction_loss(reconstruction, target)  # type: ignore[no-any-return]
 
     def error_map(self, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Squared error summed over R, G, B (sec. 4.4), or GradientError; [B, S, S]."""
+        """Squared (sec. 4.4) or absolute error summed over R, G, B, or GradientError; [B, S, S]."""
         if self.gradient_error is not None:
             return self.gradient_error(reconstruction, target)  # type: ignore[no-any-return]
-        return (reconstruction - target).square().sum(dim=1)
+        difference = reconstruction - target
+        squared = self.config.error is ErrorKind.SQUARED
+        return (difference.square() if squared else difference.abs()).sum(dim=1)
 
     def forward(self, target: Tensor) -> Tensor:
         """[B, 3, S, S] -> [B, 3, S, S]."""

@@ -70,6 +70,20 @@ def test_a_size_without_all_scales_is_refused() -> None:
         MetalConfig(image_size=30, patch_size=10, error=ErrorKind.GRADIENTS)
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"), [(ErrorKind.SQUARED, 0.25 + 0.01), (ErrorKind.ABSOLUTE, 0.5 + 0.1)]
+)
+def test_differences_are_summed_over_the_colours(error: ErrorKind, expected: float) -> None:
+    model = Metal(MetalConfig(image_size=32, patch_size=8, embedding=16, heads=2, error=error))
+    wanted = torch.full((1, 3, 32, 32), 0.5)
+    got = wanted.clone()
+    got[0, :, 4, 7] += torch.tensor([0.5, -0.1, 0.0])
+    found = model.error_map(got, wanted)
+    assert found.shape == (1, 32, 32)
+    assert found[0, 4, 7].item() == pytest.approx(expected)
+    assert found.sum().item() == pytest.approx(expected)
+
+
 def test_the_graph_agrees_and_the_whole_error_stays_fp32(tmp_path: Path) -> None:
     config = MetalConfig(
         image_size=32, patch_size=8, embedding=16, heads=2, error=ErrorKind.GRADIENTS

@@ -23,7 +23,9 @@ def test_each_preset_has_its_row(preset: str) -> None:
     assert Catalogue().variant(row).network == MetalFeaturesConfig(**PRESETS[preset])
 
 
-@pytest.mark.parametrize("row", ["metal-paper", "metal-gradients", "l2bt", "anovit"])
+@pytest.mark.parametrize(
+    "row", ["metal-paper", "metal-gradients", "metal-zeroleak", "l2bt", "anovit"]
+)
 def test_a_row_trains_at_its_models_rate(row: str) -> None:
     variant = Catalogue().variant(row)
     kind = getattr(variant.network, "kind", "")

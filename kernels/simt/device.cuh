@@ -144,6 +144,12 @@ struct Grid {
   int32_t x = 1, y = 1, z = 1;
 };
 
+// An error that stays behind would be blamed on whoever asks CUDA next.
+inline int32_t reported(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
 template <typename... Parameters, typename... Arguments>
 int32_t launch(void (*kernel)(Parameters...), Grid grid, int32_t threads, int32_t shared_bytes,
                void* stream, Arguments... arguments) {
@@ -152,7 +158,7 @@ int32_t launch(void (*kernel)(Parameters...), Grid grid, int32_t threads, int32_
     const cudaError_t error = cudaFuncSetAttribute(
         reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
         shared_bytes);
-    if (error != cudaSuccess) return error;
+    if (error != cudaSuccess) return reported(error);
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
@@ -160,7 +166,7 @@ int32_t launch(void (*kernel)(Parameters...), Grid grid, int32_t threads, int32_
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = static_cast<cudaStream_t>(stream);
-  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  return reported(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
 }  // namespace simt

@@ -21,7 +21,7 @@ PLACES = (Path("/usr/local/lib/metal-edge") / _NAME, Path("/usr/lib/metal-edge")
 # As kernels/README.md specifies the operator; kernels/plugin/plugin.h says the same.
 CREATOR, VERSION, NAMESPACE = "MaskedAttention", "1", ""
 _BUILD = (
-    f"build and install it (kernels/README.md), or name the library with {VARIABLE};"
+    f"build and install it (kernels/plugin/README.md), or name the library with {VARIABLE};"
     " --attention native does without"
 )
 
@@ -95,7 +95,7 @@ def load_plugin(trt: Any) -> Plugin:
         registry.deregister_library(handle)
         raise UnavailableError(
             f"{plugin.path} has no {CREATOR} of version {VERSION}",
-            "build the plugin from the same release as this package (kernels/README.md)",
+            "build the plugin from the same release as this package (kernels/plugin/README.md)",
         )
     _loaded.append(plugin)
     return plugin
@@ -104,5 +104,5 @@ def load_plugin(trt: Any) -> Plugin:
 def _not_loaded(plugin: Plugin, reason: str) -> UnavailableError:
     return UnavailableError(
         f"TensorRT cannot load the plugin {plugin.path} ({reason})",
-        "build it on this machine, against its TensorRT and CUDA (kernels/README.md)",
+        "build it on this machine, against its TensorRT and CUDA (kernels/plugin/README.md)",
     )

@@ -99,11 +99,10 @@ def _by_warp(ids: Array, values: Array) -> Array:
 
 
 def sectors(ids: Array, addresses: Array, size: int) -> tuple[int, int]:
-    """Sectors touched and the fewest possible for one access of `size` bytes by each lane."""
-    units = addresses[:, None] + np.arange(0, size, min(size, SECTOR))
-    table = _by_warp(ids, units).reshape(-1, WARP * units.shape[1])
+    """Sectors touched and the fewest possible, for aligned accesses of up to 16 bytes per lane."""
+    table = _by_warp(ids, addresses)
     touched = np.sort(np.where(table >= 0, table // SECTOR, -1), axis=1)
-    distinct = _distinct(np.sort(table, axis=1)).sum(axis=1) * min(size, SECTOR)
+    distinct = _distinct(np.sort(table, axis=1)).sum(axis=1) * size
     return int(_distinct(touched).sum()), int((-(-distinct // SECTOR)).sum())
 
 

@@ -32,7 +32,6 @@ TYPES: dict[str, np.dtype[Any]] = {
 }
 
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-SIGNED = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}
 
 
 def is_float(name: str) -> bool:
@@ -67,8 +66,8 @@ def register_view(storage: Array, name: str) -> Array:
 def destination_view(storage: Array, name: str) -> Array:
     """`storage` as the destination of a value of type `name`.
 
-    A narrow integer fills a wider register by sign or zero extension: assigning to a view of the
-    register's own size does that.
+    A narrow integer fills a wider register by sign or zero extension: assigning a signed or an
+    unsigned value to a view of the register's own size does that.
     """
     if storage.dtype == np.bool_:
         return storage
@@ -80,4 +79,4 @@ def destination_view(storage: Array, name: str) -> Array:
         raise ValueError(f"a {8 * size}-bit register cannot take .{name}")
     if is_float(name):
         return register_view(storage, name)
-    return storage.view(SIGNED[size] if is_signed(name) else UNSIGNED[size])
+    return storage.view(UNSIGNED[size])

@@ -185,6 +185,22 @@ def test_seeds_change_the_order_and_repeat_themselves() -> None:
     assert any(first[0] > first[8] for first in orders)  # the second block may come first
 
 
+def test_blocks_that_meet_through_atomics_overtake_one_another() -> None:
+    # Each block draws two tickets. In lockstep every first ticket would come before every second.
+    body = """
+      atom.global.add.u32 %r0, [%p0], 1; atom.global.add.u32 %r1, [%p0], 1;
+      mov.u32 %r2, %ctaid.x; mul.wide.u32 %rd0, %r2, 8; add.s64 %rd0, %rd0, %p1;
+      st.global.v2.u32 [%rd0], {%r0, %r1};
+    """
+    found = []
+    for seed in range(8):
+        tickets = np.zeros((2, 2), np.uint32)
+        run(body, np.zeros(1, np.uint32), tickets, threads=1, grid=2, seed=seed)
+        found.append(tickets.tolist())
+    assert [[0, 1], [2, 3]] in found
+    assert [[2, 3], [0, 1]] in found
+
+
 def test_loops_with_a_different_length_in_each_lane() -> None:
     body = """
       mov.u32 %r0, 0; mov.u32 %r1, %tid;

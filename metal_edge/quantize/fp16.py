@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx import TensorProto
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -54,10 +55,47 @@ def convert_fp16(source: Path, destination: Path) -> list[Island]:
     model = onnx.load(source)
     islands = fp32_islands(model)
     names = [name for island in islands for name in island.nodes]
+    own = {node.name for node in model.graph.node}
     converted = convert_float_to_float16(model, keep_io_types=True, node_block_list=names)
+    _join_islands(converted, own)
     OnnxModel(converted).topological_sort()  # the converter appends its casts at the end
     onnx.save(converted, destination)
     return islands
+
+
+def _join_islands(model: onnx.ModelProto, own: set[str]) -> None:
+    """Takes out the casts to FP16 and back that the converter leaves between two FP32 nodes.
+
+    Through them an island's own results would overflow or vanish: a smallest denominator of
+    1e-12 became 0, and a vector of zeros divided by its norm NaN.
+
+    Args:
+        own: names of the source's nodes, whose casts may be of any type; they stay.
+    """
+    graph = model.graph
+    narrowed = {
+        n.output[0]: n.input[0]
+        for n in graph.node
+        if _casts_to(n, TensorProto.FLOAT16) and n.name not in own
+    }
+    widened = {n.output[0]: n.input[0] for n in graph.node if _casts_to(n, TensorProto.FLOAT)}
+    whole = {out: narrowed[back] for out, back in widened.items() if back in narrowed}
+    outputs = {value.name for value in graph.output}
+    # An output keeps its name, so the tensor that it was cast from takes it.
+    renamed = {whole[out]: out for out in outputs & set(whole)}
+    nodes = [node for node in graph.node if node.output[0] not in whole]
+    for node in nodes:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                source = whole.get(name, name)
+                names[index] = renamed.get(source, source)
+    read = {name for node in nodes for name in node.input} | outputs
+    del graph.node[:]
+    graph.node.extend(n for n in nodes if n.op_type != "Cast" or n.output[0] in read)
+
+
+def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and any(a.name == "to" and a.i == kind for a in node.attribute)
 
 
 def fp32_islands(model: onnx.ModelProto) -> list[Island]:

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from metal_edge.errors import DataError
 from metal_edge.export.parity import compare
 from metal_edge.export.precision import EnginePrecision, write_precision
 from metal_edge.quantize.fp16 import convert_fp16
 from metal_edge.quantize.layers import linear_layers
+from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +93,49 @@ def test_an_fp16_graph_is_in_order(fp32: Path, tmp_path: Path) -> None:
     """ONNX wants nodes after what they read; not every tool forgives another order."""
     convert_fp16(fp32, tmp_path / "fp16.onnx")
     onnx.checker.check_model(onnx.load(tmp_path / "fp16.onnx"), full_check=True)
+
+
+def test_what_fp32_nodes_hand_to_each_other_never_becomes_fp16(fp32: Path, tmp_path: Path) -> None:
+    convert_fp16(fp32, tmp_path / "fp16.onnx")
+    model = onnx.load(tmp_path / "fp16.onnx")
+    to = {n.output[0]: n.attribute[0].i for n in model.graph.node if n.op_type == "Cast"}
+    back = [n for n in model.graph.node if n.op_type == "Cast" and to.get(n.input[0])]
+    assert TensorProto.FLOAT16 in to.values()
+    assert not [n.name for n in back if to[n.output[0]] == TensorProto.FLOAT]
+
+
+def test_the_fp16_graphs_outputs_are_not_rounded_to_fp16(
+    fp32: Path, frames: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    convert_fp16(fp32, tmp_path / "fp16.onnx")
+    with OnnxRuntimeRunner(tmp_path / "fp16.onnx") as runner:
+        results = runner.run(frames[:4])
+    scores = np.array([result.score for result in results], np.float32)
+    assert (scores != scores.astype(np.float16)).any()
+    anomaly_map = results[0].anomaly_map
+    assert (anomaly_map != anomaly_map.astype(np.float16)).any()
+
+
+def test_a_vector_of_zeros_has_a_direction_of_zeros_in_fp16(tmp_path: Path) -> None:
+    """x / max(|x|, 1e-12): FP16 has no 1e-12."""
+    nodes = [
+        helper.make_node("ReduceL2", ["x", "axes"], ["norm"], "norm", keepdims=1),
+        helper.make_node("Clip", ["norm", "least"], ["floor"], "floor"),
+        helper.make_node("Div", ["x", "floor"], ["y"], "divide"),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([-1]), "axes"),
+        numpy_helper.from_array(np.array(1e-12, np.float32), "least"),
+    ]
+    sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 3]) for n in "xy"]
+    graph = helper.make_graph(nodes, "direction", [sides[0]], [sides[1]], constants)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
+        tmp_path / "fp32.onnx",
+    )
+    convert_fp16(tmp_path / "fp32.onnx", tmp_path / "fp16.onnx")
+    session = ort.InferenceSession(str(tmp_path / "fp16.onnx"))
+    x = np.array([[0, 0, 0], [3, 0, 4]], np.float32)
+    np.testing.assert_allclose(
+        session.run(None, {"x": x})[0], [[0, 0, 0], [0.6, 0, 0.8]], atol=1e-3
+    )

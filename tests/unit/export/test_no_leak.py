@@ -60,18 +60,19 @@ def converted_rebuild(
     sub = error_sub(source, (shape, shape))
     graph = onnx.shape_inference.infer_shapes(onnx.load(folder / "out.onnx"))
     (same,) = (node for node in graph.graph.node if node.name == sub.name)
-    part = Extractor(graph).extract_model([sub.input[1]], [same.input[0]])
+    # The FP16 graph may have the target twice, as its FP32 nodes and as the others read it.
+    targets = sorted({sub.input[1], same.input[1]})
+    part = Extractor(graph).extract_model(targets, [same.input[0]])
     kinds = {node.op_type for node in part.graph.node}
     assert ("QuantizeLinear" in kinds) == (precision is EnginePrecision.INT8)
     session = ort.InferenceSession(part.SerializeToString())
-    (given,) = session.get_inputs()
-    half = given.type == "tensor(float16)"
+    given = {tensor.name: tensor.type == "tensor(float16)" for tensor in session.get_inputs()}
     weights = {tensor.data_type for tensor in part.graph.initializer}
     assert (TensorProto.FLOAT16 in weights) == (precision is EnginePrecision.FP16)
 
     def rebuild(target: NDArray[np.float32]) -> NDArray[np.float32]:
-        fed = target.astype(np.float16) if half else target
-        (got,) = session.run(None, {given.name: fed})
+        fed = {name: target.astype(np.float16) if half else target for name, half in given.items()}
+        (got,) = session.run(None, fed)
         return np.asarray(got, np.float32)
 
     return rebuild

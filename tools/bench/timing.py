@@ -12,11 +12,11 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from metal_edge.runtime.timing import take_turns
 from metal_edge.models.base import AnomalyModel
 from metal_edge.models.scoring import AnomalyScorer
 from metal_edge.runtime.load import load_runner
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
+from metal_edge.runtime.timing import take_turns
 from tools.bench.case import Case
 
 EAGER, RIVAL = "eager", "rival"

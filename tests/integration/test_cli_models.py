@@ -37,6 +37,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.timeout(900)  # six trainings and bundles: minutes on a busy machine
 def test_train_evaluate_calibrate_export_and_build(
     call: Call, data: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@
 #   make bench       bar, measured, reached or missed (RUN=folder MINUTES=1 TURNS=100 WRITE=1 for the docs)
 # And one TensorRT without a GPU, with NVIDIA's wheels (100 MB to fetch, 265 MB below build/):
 #   make test-tensorrt   names in the bindings of 10.3 to 11.4, graphs built by TensorRT-RTX
-# One executes the CUDA kernels without a GPU, about 15 minutes, and one makes docs/kernels.md anew:
+# One executes the CUDA kernels without a GPU, about 20 minutes, and one makes docs/kernels.md anew:
 #   make test-kernels   emulation with sanitizers, PTX interpreter, plugin, mutations; says what it skips
 #   make kernels-evidence   registers, occupancy, bytes, rooflines
 # All install what they need: system packages by apt (as root or through sudo), Python packages

@@ -59,6 +59,23 @@ class Preprocess:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """Where and when one part meets the reject gate; None for what is not known.
+
+    Attributes:
+        offset_ms: travel time from trigger to gate.
+        encoder_counts: travel in encoder counts.
+        t_mono_ns: when the part stands at the gate.
+        encoder: the conveyor's count then, unsigned 32 bits like `Trigger.encoder`.
+    """
+
+    offset_ms: float | None
+    encoder_counts: int | None
+    t_mono_ns: int | None
+    encoder: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Trigger:
     """One request for one verdict.
 
@@ -67,12 +84,16 @@ class Trigger:
         part_id: the PLC's name for the part; None in free run.
         t_mono_ns: when the trigger reached this process.
         deadline_mono_ns: the last moment at which a `pass` still counts.
+        encoder: the conveyor's count at the photo-eye, where the PLC sends it.
+        gate: where this part meets the reject gate, where the settings say it.
     """
 
     trigger_id: str
     part_id: str | None
     t_mono_ns: int
     deadline_mono_ns: int
+    encoder: int | None = None
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,6 +105,7 @@ class Frame:
         seq: the camera's running number, gaps mean lost frames.
         frame_id: what a person would look the picture up by (file name, camera frame number).
         t_mono_ns, t_utc_ns: time of exposure, or the nearest known (`time_source` says which).
+        pixel_format: what the sensor sent, before it became RGB.
     """
 
     image: Image
@@ -93,6 +115,7 @@ class Frame:
     t_mono_ns: int
     t_utc_ns: int
     time_source: TimeSource = TimeSource.ARRIVAL
+    pixel_format: str = "rgb8"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,7 +148,8 @@ class Decision:
     """The verdict on one trigger, with everything needed to explain it later.
 
     `score` and `threshold` are None where no trustworthy number exists; the verdict is then
-    never PASS. `latency_ms` holds grab, infer and post.
+    never PASS. `latency_ms` holds grab, infer and post. `views` are the verdicts of the single
+    cameras where several look at one part, in the settings' order.
     """
 
     verdict: Verdict
@@ -141,6 +165,7 @@ class Decision:
     t_exposure_mono_ns: int | None = None
     time_source: TimeSource | None = None
     latency_ms: dict[str, float] = field(default_factory=dict)
+    views: tuple[Decision, ...] = ()
 
     def __post_init__(self) -> None:
         """A pass without finite numbers below the threshold cannot even be constructed."""

@@ -17,7 +17,9 @@ from typing import Any
 
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.connection import Connection, Incoming, Message
+from metal_edge.daemon.events import EventSender
 from metal_edge.daemon.messages import encode
+from metal_edge.daemon.outbox import MemoryOutbox, Outbox
 from metal_edge.errors import MetalEdgeError
 from metal_edge.settings import MqttSettings
 
@@ -29,7 +31,6 @@ EVENT_EXPIRY_S = 7 * 24 * 3600
 ANSWER_EXPIRY_S = 10
 # A message unacknowledged for this long: the broker hangs, so a decision would arrive stale.
 UNRESPONSIVE_NS = 1_000_000_000
-EVENTS_IN_FLIGHT = 16
 RECONNECT_FIRST_S = 1.0
 RECONNECT_LONGEST_S = 5.0
 MAX_CORRELATION = 256
@@ -56,7 +57,6 @@ class _Sent:
 
     what: str
     sent_ns: int
-    event: bytes | None = None
 
 
 class Publisher:
@@ -69,6 +69,7 @@ class Publisher:
         on_command: called with verb, payload and whether it was retained; gives the answer.
         clock: ages of acknowledgements are measured on its monotonic side.
         verbs: of the commands to listen for.
+        outbox: where audit events wait; by default in memory, `settings.event_queue` of them.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Publisher:
         on_command: Handler,
         clock: Clock,
         verbs: tuple[str, ...] = ("trigger",),
+        outbox: Outbox | None = None,
     ) -> None:
         self._settings = settings
         self._root = topic_root
@@ -93,12 +95,10 @@ class Publisher:
         self._connector: threading.Thread | None = None
         self._stopping = threading.Event()
         self._retained: dict[str, bytes] = {}
-        self._events: deque[bytes] = deque()
-        # Guards looking and taking as one step; never held while paho works, which has its own.
-        self._events_lock = threading.Lock()
+        self._outbox: Outbox = outbox or MemoryOutbox(settings.event_queue)
+        self._events = EventSender(self._outbox)
         self._unacked: dict[int, _Sent] = {}
         self._last_ack_ns: int | None = None
-        self._events_dropped = 0
         self._decisions_dropped = 0
         self._denied: set[str] = set()
         self._callback_failed = False
@@ -134,12 +134,8 @@ class Publisher:
         return True
 
     def event(self, payload: dict[str, Any]) -> None:
-        """Queues the audit copy; `pump` sends it. The oldest gives way when the queue is full."""
-        with self._events_lock:
-            if len(self._events) >= self._settings.event_queue:
-                self._events.popleft()
-                self._events_dropped += 1
-            self._events.append(encode(payload))
+        """Puts the audit copy into the outbox; `pump` sends it."""
+        self._outbox.put(payload["event_id"], encode(payload))
 
     def heartbeat(self, payload: dict[str, Any]) -> None:
         """Sends a sign of life, unless earlier ones still hang: old ones must not pile up."""
@@ -154,17 +150,7 @@ class Publisher:
         if self._connection is None or self._is_dead(self._connection):
             self._start_connecting()
             return
-        in_flight = sum(1 for sent in self._unacked.values() if sent.event is not None)
-        while in_flight < EVENTS_IN_FLIGHT:
-            with self._events_lock:
-                event = self._events.popleft() if self._events else None
-            if event is None:
-                return
-            if not self._send("event", event, EVENT_EXPIRY_S, event=event):
-                with self._events_lock:
-                    self._events.appendleft(event)
-                return
-            in_flight += 1
+        self._events.pump(lambda event: self._send("event", event, EVENT_EXPIRY_S))
 
     def health(self) -> BrokerHealth:
         """See BrokerHealth."""
@@ -176,12 +162,14 @@ class Publisher:
             problems.append("broker")
         if self._callback_failed:
             problems.append("callback")
-        events = sum(1 for sent in self._unacked.values() if sent.event is not None)
+        events = self._events.stats()
+        if events.problem is not None:
+            problems.append(f"outbox: {events.problem}")
         return BrokerHealth(
             responsive=responsive,
             puback_age_ms=None if last is None else (now_ns - last) / 1e6,
-            events_waiting=len(self._events) + events,
-            events_dropped=self._events_dropped,
+            events_waiting=events.depth,
+            events_dropped=events.dropped,
             decisions_dropped=self._decisions_dropped,
             problems=tuple(problems),
         )
@@ -199,7 +187,7 @@ class Publisher:
         pause = threading.Event()
         while connection.alive and self._clock.mono_ns() < until_ns:
             self.pump()
-            if not self._events and not self._unacked:
+            if not self._unacked and self._events.idle():
                 break
             pause.wait(0.005)
         lost = self.health().events_waiting
@@ -224,16 +212,14 @@ class Publisher:
         payload: bytes,
         expiry_s: int | None = None,
         retain: bool = False,
-        event: bytes | None = None,
-    ) -> bool:
-        """One QoS 1 message, remembered until acknowledged."""
+    ) -> int | None:
+        """One QoS 1 message, remembered until acknowledged; its id, None without connection."""
         message = Message(f"{self._root}/{name}", payload, 1, retain, expiry_s)
         now_ns = self._clock.mono_ns()
         mid = self._connection.publish(message) if self._connection else None
-        if mid is None:
-            return False
-        self._unacked[mid] = _Sent(name, now_ns, event)
-        return True
+        if mid is not None:
+            self._unacked[mid] = _Sent(name, now_ns)
+        return mid
 
     def _send_retained(self, name: str) -> None:
         self._send(name, self._retained[name], retain=True)
@@ -254,8 +240,7 @@ class Publisher:
             elif sent.what not in self._denied:
                 self._denied.add(sent.what)
                 log.error("broker denies %s/%s (%s)", self._root, sent.what, ack.refusal)
-            if ack.refusal is not None and sent.event is not None:
-                self._events_dropped += 1
+            self._events.acknowledged(ack.mid, ack.refusal)
 
     def _is_dead(self, connection: Connection) -> bool:
         """Lost, or silent for two keepalives although it owes acknowledgements."""
@@ -271,9 +256,7 @@ class Publisher:
         if self._connection is not None:
             log.warning("connection to the broker lost")
         dead, self._connection = self._connection, None
-        events = [sent.event for sent in self._unacked.values() if sent.event is not None]
-        with self._events_lock:
-            self._events.extendleft(reversed(events))
+        self._events.connection_lost()
         self._unacked.clear()
         self._connector = threading.Thread(
             target=self._connect, args=(dead,), name="mqtt-connect", daemon=True

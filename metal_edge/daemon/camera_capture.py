@@ -37,6 +37,7 @@ class CaptureCamera:
     under control, so the part must stand still; a camera with a trigger input is better.
     """
 
+    live = True
     #: A file ends, and has to be slowed down to look like a camera.
     is_file = False
 
@@ -171,6 +172,7 @@ class CaptureCamera:
 class VideoCamera(CaptureCamera):
     """A video file, played at `settings.fps`."""
 
+    live = False
     is_file = True
 
     def open(self) -> None:

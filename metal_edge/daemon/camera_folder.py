@@ -24,6 +24,8 @@ class FolderCamera:
     tick of `settings.fps`. The exposure time is that of the trigger or tick.
     """
 
+    live = False
+
     def __init__(self, settings: CameraSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock

@@ -18,6 +18,10 @@ _BUILT_IN = (
     EntryPoint("video", "metal_edge.daemon.camera_capture:VideoCamera", GROUP),
     EntryPoint("v4l2", "metal_edge.daemon.camera_capture:V4l2Camera", GROUP),
     EntryPoint("rtsp", "metal_edge.daemon.camera_capture:RtspCamera", GROUP),
+    EntryPoint("csi", "metal_edge.daemon.camera_gstreamer:CsiCamera", GROUP),
+    EntryPoint("gstreamer", "metal_edge.daemon.camera_gstreamer:GStreamerCamera", GROUP),
+    EntryPoint("pylon", "metal_edge.daemon.camera_pylon:PylonCamera", GROUP),
+    EntryPoint("aravis", "metal_edge.daemon.camera_aravis:AravisCamera", GROUP),
 )
 
 
@@ -29,6 +33,23 @@ class CameraTimeoutError(CameraError):
     """No frame arrived in time."""
 
 
+class TornFrameError(CameraError):
+    """An exposure of which a piece is missing: lost packets, half a buffer, a failed grab.
+
+    Args:
+        seq: its place in `Frame.seq`, so that the gap it leaves there is not counted again;
+            None where the camera does not say.
+    """
+
+    def __init__(self, what: str, remedy: str = "", seq: int | None = None) -> None:
+        super().__init__(what, remedy)
+        self.seq = seq
+
+
+class FrameOverflowError(CameraError):
+    """`hardware`: more exposures than were grabbed in time. Told once; `Frame.seq` has the gap."""
+
+
 class EndOfStreamError(CameraError):
     """A file camera without `loop` has shown everything it has, in free run."""
 
@@ -37,8 +58,15 @@ class Camera(Protocol):
     """A source of frames, used by one thread. Built as `Kind(settings, clock)`.
 
     Nothing touches hardware before `open`. After a CameraError the daemon calls `grab` again:
-    a camera that can recover does so by itself, within a bounded time.
+    a camera that can recover does so by itself, within a bounded time, and never holds up the
+    thread that calls `trigger`, `grab` or `close` for longer than was agreed.
+
+    Attributes:
+        live: pictures of a real sensor, of which no two are alike: a repeated one is frozen.
+            False for files and simulations.
     """
+
+    live: bool
 
     def open(self) -> None:
         """Connects.
@@ -48,17 +76,23 @@ class Camera(Protocol):
         """
 
     def trigger(self, part_id: str | None) -> None:
-        """Asks for one exposure (software trigger). Kinds that run free do nothing.
+        """Asks for one exposure; frames that were exposed earlier no longer count.
+
+        With a `trigger_source` other than `software`, and for kinds that run free, only the
+        moment is noted: the exposure comes by itself.
 
         Raises:
             CameraError: the request could not be sent.
         """
 
     def grab(self, timeout_s: float) -> Frame:
-        """The next frame: of the last trigger, or the newest in free run.
+        """The next frame: of the last trigger; the newest in free run; in `hardware` mode the
+        next exposure, in order, none left out but those that gaps in `Frame.seq` stand for.
 
         Raises:
             CameraTimeoutError: none within `timeout_s` seconds.
+            TornFrameError: a piece of the frame is missing.
+            FrameOverflowError: `hardware`: exposures were lost here, too many were waiting.
             EndOfStreamError: a file camera in free run is at its end.
             CameraError: the frame or the camera is broken.
         """

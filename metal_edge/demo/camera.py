@@ -88,6 +88,8 @@ class _Renderer:
 class SimulatorCamera:
     """See `metal_edge.daemon.cameras.Camera`. Used by one thread."""
 
+    live = False
+
     def __init__(self, settings: CameraSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock

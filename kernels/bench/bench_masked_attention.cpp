@@ -176,7 +176,7 @@ Report measure(Device& device, const Options& options, const std::vector<Case>& 
     report.nothing = device.time({nothing}, options.repeats)[0];
   }
   for (const Case& each : picked) {
-    for (const Type type : {Type::kHalf, Type::kInt8}) {
+    for (const Type type : {Type::kHalf, Type::kInt8, Type::kFloat}) {
       char why[256];
       if (!supported(make_data(each, type, options.batch).problem, why, sizeof why)) {
         std::fprintf(stderr, "%s, %s: not supported: %s\n", each.name.c_str(), type_name(type),

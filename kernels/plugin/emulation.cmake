@@ -2,6 +2,7 @@
 # hand it pointers to device memory.
 set(CUDA_HEADERS ${CMAKE_CURRENT_SOURCE_DIR}/plugin/no_cuda)
 set(WALK_OPTIONS --emulated)
+set(WALK_MEMORY host)
 set_source_files_properties(${KERNELS} PROPERTIES LANGUAGE CXX)
 target_sources(metal_edge_plugin PRIVATE ${KERNELS} plugin/device_host.cpp
   simt/block.cpp simt/collectives.cpp simt/fiber.cpp simt/host.cpp)

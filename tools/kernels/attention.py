@@ -1,5 +1,7 @@
 """Runs the masked-attention kernels on NumPy arrays: in the emulation, or as PTX, interpreted.
 
+`tools/kernels/gpu.py` runs them on a GPU.
+
 Both go through the library's own checks, plan and argument block, as the plugin does. A problem is
 what an ONNX node would be: its input tensors and a `MaskedAttentionSpec`.
 """
@@ -115,14 +117,18 @@ class HostLibrary:
         *,
         quick: bool = False,
     ) -> None:
-        self.head_dims = tuple(head_dims)
-        self.path: Path = build.host_library(
+        path = build.host_library(
             [folder / name for name in SOURCES],
             defines=head_dims_define(head_dims),
             sanitizer=sanitizer,
             quick=quick,
         )
-        self._library = ctypes.CDLL(str(self.path))
+        self._bind(path, head_dims)
+
+    def _bind(self, path: Path, head_dims: Sequence[int]) -> None:
+        self.head_dims = tuple(head_dims)
+        self.path = path
+        self._library = ctypes.CDLL(str(path))
         self._library.attention_plan.restype = Plan
         self._library.attention_arguments.restype = ctypes.c_uint64
         self._library.attention_tiles.restype = ctypes.c_uint64
@@ -175,6 +181,10 @@ class HostLibrary:
             error = self._library.simt_last_error().decode()
             raise LaunchError(f"status {status}: {error}" if error else f"status {status}")
 
+    def execute(self, call: Call, seed: int = 0) -> None:
+        """Runs a prepared call on its own arrays; arguments and errors as of `launch`."""
+        self.launch(call.problem, call.buffers, seed)
+
 
 def prepare(
     library: HostLibrary,
@@ -221,7 +231,7 @@ def run_host(
     seed: int = 0,
     slack: tuple[int, int] = (0, 0),
 ) -> Array:
-    """The operator's result [B, N, W] by the emulation.
+    """The operator's result [B, N, W] by the emulation, or wherever the library runs it.
 
     Args:
         library: runs it.
@@ -235,7 +245,7 @@ def run_host(
         LaunchError: the emulation found a fault, or the kernel wrote beyond its output.
     """
     call = prepare(library, tensors, spec, slack)
-    library.launch(call.problem, call.buffers, seed)
+    library.execute(call, seed)
     return _written(call, call.room)
 
 

@@ -173,6 +173,38 @@ def cubin(
     return _device(source, flags, "cubin", defines=defines, includes=includes, cache=cache)
 
 
+def gpu_library(
+    sources: Iterable[Path],
+    arch: str = "native",
+    defines: Defines | None = None,
+    *,
+    cache: Path = CACHE,
+) -> Path:
+    """A shared library of `.cu` and `.cpp` sources for a GPU, with CUDA's runtime in it.
+
+    Args:
+        sources: as nvcc takes them.
+        arch: "sm_87" and the like, or "native": the GPU of this machine.
+        defines: macros.
+        cache: where results are kept.
+
+    Raises:
+        MissingToolError: no nvcc.
+        BuildError: a source does not compile, or does not link.
+    """
+    flags = ["-c", f"-arch={arch}", "-Xcompiler", "-fPIC"]
+    objects = [
+        _device(source, flags, f"{arch}.o", defines=defines, includes=(), cache=cache)
+        for source in sources
+    ]
+    compiler = find_nvcc()
+    link = ["-shared", f"-arch={arch}"]
+    key = _key([_version(compiler), *link, *(built.name for built in objects)])
+    return _cached(
+        cache / f"gpu-{key}.so", [str(compiler), *link, *map(str, objects)], "a GPU library"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
     """What ptxas says of one kernel; bytes per thread, but `shared` per block and static only."""

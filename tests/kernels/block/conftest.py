@@ -7,6 +7,7 @@ import pytest
 
 from tools.kernels import build
 from tools.kernels.block import KERNEL_SOURCE, SOURCES, Block
+from tools.kernels.gpu import GpuBlock, on_gpu
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +20,11 @@ def library() -> Path:
 
 
 @pytest.fixture(scope="session")
-def block(library: Path) -> Block:
-    return Block(ctypes.CDLL(str(library)))
+def block(request: pytest.FixtureRequest) -> Block:
+    """The block in the emulation, or on this machine's GPU if that is asked for."""
+    if on_gpu():
+        return GpuBlock()
+    return Block(ctypes.CDLL(str(request.getfixturevalue("library"))))
 
 
 @pytest.fixture(scope="session")

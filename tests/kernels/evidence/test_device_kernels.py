@@ -26,10 +26,12 @@ def test_the_benchmark_is_built_run_and_read(monkeypatch: pytest.MonkeyPatch) ->
     assert found.table is not None
     assert "zeroleak" in found.table
     assert found.result is not None
-    assert [row["case"] for row in found.result["results"]] == [
-        "metal-stripes",
-        "zeroleak",
-        "zeroleak",
+    assert [(row["case"], row["type"]) for row in found.result["results"]] == [
+        ("metal-stripes", "float16"),
+        ("metal-stripes", "float32"),
+        ("zeroleak", "float16"),
+        ("zeroleak", "int8"),
+        ("zeroleak", "float32"),
     ]
     assert any("metal-stripes, int8: not supported" in note for note in found.notes)
 

@@ -20,8 +20,10 @@ def test_every_step_of_the_walk_passes(built: Built) -> None:
     for part in PARTS:
         assert f"ok - {part}\n" in done.stdout
     emulates = built.form in {"emulated", "sanitized"}
-    assert ("ok - numbers\n" in done.stdout) == emulates
-    if not emulates and not Path("/dev/nvidiactl").exists():
+    if emulates:
+        assert "ok - numbers\n" in done.stdout
+    elif not Path("/dev/nvidiactl").exists():
+        assert "skipped - numbers: there is no GPU" in done.stdout
         assert "no device: contexts and launches are refused" in done.stdout
 
 

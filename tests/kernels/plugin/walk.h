@@ -88,7 +88,7 @@ inline std::vector<PluginTensorDesc> block_inputs(int64_t batch, int64_t query_b
 struct World {
   fake::Library& library;
   fake::Logger& logger;
-  bool emulated;  // the library runs its kernels on the CPU: enqueue is expected to compute
+  bool computes;  // on the CPU, in emulation, or on a GPU
 
   fake::Made make(int32_t creator, fake::Fields fields,
                   TensorRTPhase phase = TensorRTPhase::kBUILD) const {
@@ -104,6 +104,6 @@ void build_time(World const&);
 void serialisation(World const&);
 void refusals(World const&);
 void run_time(World const&);
-void numbers(World const&);  // of an emulated library
+void numbers(World const&);  // of a library that computes
 
 }  // namespace walk

@@ -1,10 +1,11 @@
-// An emulated library computes: what arrives at the kernels is what TensorRT gave, for every form of
+// An emulated library computes, and any other on a GPU: what arrives at the kernels is what TensorRT gave, for every form of
 // the inputs. The kernels' own precision is tested elsewhere, over many more shapes.
 #include <cstring>
 #include <random>
 
 #include "reference.h"
 #include "walk.h"
+#include "walk_memory.h"
 
 namespace walk {
 namespace {
@@ -17,36 +18,38 @@ using reference::Numbers;
 // Memory aligned as TensorRT's, holding `numbers` in a type.
 class Stored {
  public:
-  Stored(DataType type, Numbers const& numbers) : type_(type), count_(numbers.size()) {
-    data_.reset(static_cast<char*>(std::aligned_alloc(256, (count_ * 4 + 255) / 256 * 256)));
-    for (size_t i = 0; i < count_; ++i) write(i, numbers[i]);
-  }
-  void* data() const { return data_.get(); }
+  Stored(DataType type, Numbers const& numbers)
+      : type_(type), count_(numbers.size()), memory_(bytes_of(type, numbers).data(), 4 * count_) {}
+  void* data() const { return memory_.data(); }
   Numbers numbers() const {
+    std::vector<char> bytes(4 * count_);
+    memory_.read(bytes.data());
     Numbers all(count_);
-    for (size_t i = 0; i < count_; ++i) all[i] = read(i);
+    for (size_t i = 0; i < count_; ++i) all[i] = read(bytes.data(), i);
     return all;
   }
 
  private:
-  void write(size_t i, double value) {
-    if (type_ == DataType::kFLOAT) reinterpret_cast<float*>(data_.get())[i] = float(value);
-    if (type_ == DataType::kHALF)
-      reinterpret_cast<reference::Half*>(data_.get())[i] = reference::Half(float(value));
-    if (type_ == DataType::kINT8) reinterpret_cast<int8_t*>(data_.get())[i] = int8_t(value);
+  // Four bytes for each, whatever the type.
+  static std::vector<char> bytes_of(DataType type, Numbers const& numbers) {
+    std::vector<char> bytes(4 * numbers.size());
+    for (size_t i = 0; i < numbers.size(); ++i) write(type, bytes.data(), i, numbers[i]);
+    return bytes;
   }
-  double read(size_t i) const {
-    if (type_ == DataType::kFLOAT) return double(reinterpret_cast<float const*>(data_.get())[i]);
-    if (type_ == DataType::kHALF)
-      return double(reinterpret_cast<reference::Half const*>(data_.get())[i]);
-    return double(reinterpret_cast<int8_t const*>(data_.get())[i]);
+  static void write(DataType type, char* data, size_t i, double value) {
+    if (type == DataType::kFLOAT) reinterpret_cast<float*>(data)[i] = float(value);
+    if (type == DataType::kHALF)
+      reinterpret_cast<reference::Half*>(data)[i] = reference::Half(float(value));
+    if (type == DataType::kINT8) reinterpret_cast<int8_t*>(data)[i] = int8_t(value);
   }
-  struct Free {
-    void operator()(char* data) const { std::free(data); }
-  };
+  double read(char const* data, size_t i) const {
+    if (type_ == DataType::kFLOAT) return double(reinterpret_cast<float const*>(data)[i]);
+    if (type_ == DataType::kHALF) return double(reinterpret_cast<reference::Half const*>(data)[i]);
+    return double(reinterpret_cast<int8_t const*>(data)[i]);
+  }
   DataType type_;
   size_t count_;
-  std::unique_ptr<char, Free> data_;
+  Memory memory_;
 };
 
 Numbers drawn(int64_t count, DataType type, uint32_t seed) {

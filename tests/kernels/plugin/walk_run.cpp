@@ -80,7 +80,7 @@ void contexts(World const& world) {
   fake::Context context;
   Made const attached(made.runtime->attachToContext(&context));
   if (attached.plugin == nullptr) {
-    CHECK(!world.emulated);
+    CHECK(!world.computes);
     std::string const said = world.logger.take();
     CHECK_SAYS(said, "MaskedAttention 'layer': cudaMalloc of 320 bytes: ");
     CHECK_SAYS(said, "CUDA error");

@@ -16,6 +16,7 @@ import numpy as np
 from metal_edge.bundle import Bundle
 from metal_edge.daemon.cameras import create_camera
 from metal_edge.daemon.clock import Clock, SystemClock
+from metal_edge.daemon.commands import Commands
 from metal_edge.daemon.decision import Rules
 from metal_edge.daemon.desk import TriggerDesk
 from metal_edge.daemon.line import Line, Parts, StopFlag
@@ -110,8 +111,12 @@ def _connect(
     """Ties trigger desk, queue and publisher together, and connects."""
     queue = TriggerQueue(settings.decision.trigger_queue)
 
+    commands = Commands(clock)
+
     def on_command(verb: str, payload: bytes, retained: bool) -> dict[str, Any]:
-        return desk.handle(verb, payload, retained)
+        answers: list[dict[str, Any]] = []
+        commands.handle(verb, payload, retained, answers.append)
+        return answers[0]
 
     publisher = Publisher(
         settings.mqtt,
@@ -129,6 +134,7 @@ def _connect(
         deadline_ms=settings.decision.deadline_ms,
         triggered=settings.camera.mode is CameraMode.TRIGGERED,
     )
+    commands.register("trigger", desk.handle)
     publisher.open()
     return publisher, reporter, queue
 

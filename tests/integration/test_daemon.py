@@ -100,7 +100,8 @@ def test_the_sender_gets_an_answer_and_a_repeated_trigger_gets_no_second_verdict
 @pytest.mark.parametrize(
     ("payload", "word"),
     [
-        (b"", "JSON"),
+        (b"", "trigger_id"),
+        (b'{"trigger_id": "t1", "trigger_id": "t2", "part_id": "p"}', "repeated"),
         (b"[" * 4000, "JSON"),
         (b"{}" + b" " * 5000, "bytes"),
         (b'{"trigger_id": "t0"}', "part_id"),

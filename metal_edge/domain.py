@@ -66,7 +66,7 @@ class Gate:
         offset_ms: travel time from trigger to gate.
         encoder_counts: travel in encoder counts.
         t_mono_ns: when the part stands at the gate.
-        encoder: the conveyor's count then, unsigned 32 bits like `Trigger.encoder`.
+        encoder: `Trigger.encoder` plus the travel; a PLC takes it modulo its counter's width.
     """
 
     offset_ms: float | None
@@ -159,6 +159,7 @@ class Decision:
     frame_id: str | None = None
     camera_id: str | None = None
     score: float | None = None
+    raw_score: float | None = None
     threshold: float | None = None
     regions: tuple[Region, ...] = ()
     t_exposure_utc_ns: int | None = None
@@ -171,6 +172,8 @@ class Decision:
         """A pass without finite numbers below the threshold cannot even be constructed."""
         if self.verdict is Verdict.PASS and not _proves_pass(self.score, self.threshold):
             raise ValueError(f"pass needs a finite score below a finite threshold: {self!r}")
+        if self.verdict is Verdict.PASS and any(v.verdict is not Verdict.PASS for v in self.views):
+            raise ValueError(f"pass needs a pass of every view: {self!r}")
 
 
 def _proves_pass(score: Any, threshold: Any) -> bool:

@@ -2,22 +2,29 @@
 
 A part passes only on a fresh, finite, in-time score below a calibrated threshold. Every other
 combination of evidence, including evidence that contradicts itself, ends in `reject` or
-`unknown`; the line treats both the same.
+`unknown`; the line treats both the same. docs/decisions.md explains the rules.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-import cv2
 import numpy as np
 
-from metal_edge.domain import Decision, FloatMap, Frame, Inspection, Region, Trigger, Verdict
+from metal_edge.daemon.regions import (
+    Area,
+    RegionRules,
+    find_areas,
+    hottest_count,
+    reduce_map,
+)
+from metal_edge.domain import Decision, Frame, Inspection, Region, Trigger, Verdict
 
-# A payload names the worst places, not every speck of a noisy map.
-MAX_REGIONS = 16
+# The graph may have reduced its map in FP16; a wrong share of pixels is further off than this.
+REDUCTION_TOLERANCE = 0.01
 
 
 class Reason(StrEnum):
@@ -29,16 +36,26 @@ class Reason(StrEnum):
     CAMERA_FAILED = "camera_failed"
     STALE_FRAME = "stale_frame"
     WRONG_FRAME_SIZE = "wrong_frame_size"
+    TORN_FRAME = "torn_frame"
+    FROZEN_FRAME = "frozen_frame"
+    BLACK_FRAME = "black_frame"
+    SATURATED_FRAME = "saturated_frame"
+    LOST_TRIGGER = "lost_trigger"
     INFERENCE_FAILED = "inference_failed"
     NOT_FINITE = "not_finite"
     NO_THRESHOLD = "no_threshold"
+    INCONSISTENT = "inconsistent"
     DEADLINE_MISSED = "deadline_missed"
     QUEUE_OVERFLOW = "queue_overflow"
-    SHUTTING_DOWN = "shutting_down"
     DUPLICATE_TRIGGER = "duplicate_trigger"
+    VIEW_MISSING = "view_missing"
+    LINE_HELD = "line_held"
+    DISARMED = "disarmed"
+    CHANGING_RECIPE = "changing_recipe"
+    SHUTTING_DOWN = "shutting_down"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rules:
     """What evidence is held against.
 
@@ -46,11 +63,34 @@ class Rules:
         threshold: calibrated image score; None or non-finite never passes anything.
         max_frame_age_ns: an older frame is stale.
         source_size: width, height that frames must have; None accepts any.
+        regions: where and how large an anomaly must be; None: anywhere, of any size.
+        score_share: the image score is the mean of this share of the map's highest pixels; 0:
+            the maximum. None where the bundle does not say; then no score can be formed anew.
     """
 
     threshold: float | None
     max_frame_age_ns: int
     source_size: tuple[int, int] | None = None
+    regions: RegionRules | None = None
+    score_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assessment:
+    """What the rules make of one inspection.
+
+    Attributes:
+        inspection, rules: what it was made of; it proves nothing about any other.
+        score: the score that counts; None exactly when there is a fault.
+        regions: worst first, at most MAX_REGIONS.
+        fault: why no score can be trusted.
+    """
+
+    inspection: Inspection
+    rules: Rules
+    score: float | None
+    regions: tuple[Region, ...] = ()
+    fault: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +98,7 @@ class Evidence:
     """What was found out about one trigger.
 
     Attributes:
+        camera_id: who was asked. A frame of another camera proves nothing.
         fault: what prevented a result; such a part never passes, whatever else is known.
         requested_mono_ns: when the camera was asked. An older frame shows another part.
         latency_ms: grab, infer, post.
@@ -65,10 +106,69 @@ class Evidence:
 
     frame: Frame | None = None
     inspection: Inspection | None = None
-    regions: tuple[Region, ...] = ()
+    assessment: Assessment | None = None
+    camera_id: str | None = None
     fault: Reason | None = None
     requested_mono_ns: int | None = None
     latency_ms: dict[str, float] = field(default_factory=dict)
+
+
+def assess(inspection: Inspection, rules: Rules, area: Area) -> Assessment:
+    """The score that counts, and the regions that go with it.
+
+    It is the graph's own score unless the rules take something away: pixels that are not
+    inspected, and hot areas below the minimum. Then it is the graph's reduction over the rest.
+    What is taken away counts as the coldest pixel that is inspected, and the mean stays one over
+    as many pixels: taking away can lower a score, never raise it.
+
+    Args:
+        inspection: what the model said.
+        rules: thresholds and regions of the model that said it.
+        area: x, y, width, height of what the map covers, in source-image pixels.
+    """
+    fault = _assessment_fault(inspection, rules, area)
+    if fault is not None or rules.threshold is None:
+        return Assessment(inspection, rules, None, fault=fault or Reason.NO_THRESHOLD)
+    heat, wanted = inspection.anomaly_map, rules.regions
+    hot = find_areas(heat, rules.threshold, area, wanted)
+    score = inspection.score
+    inspected = wanted.inspected if wanted is not None else None
+    if inspected is not None or hot.too_small is not None:
+        values = heat if inspected is None else heat[inspected]
+        if hot.too_small is not None:
+            small = hot.too_small if inspected is None else hot.too_small[inspected]
+            values = np.where(small, values.min(), values)
+        score = reduce_map(values, hottest_count(rules.score_share or 0.0, heat.size))
+    return Assessment(inspection, rules, score, hot.regions)
+
+
+def _assessment_fault(inspection: Inspection, rules: Rules, area: Area) -> Reason | None:
+    """Why no score of this inspection can be trusted under these rules."""
+    if not is_finite(inspection):
+        return Reason.NOT_FINITE
+    if rules.threshold is None or not math.isfinite(rules.threshold):
+        return Reason.NO_THRESHOLD
+    wanted = rules.regions
+    if wanted is None:
+        return None
+    if inspection.anomaly_map.shape != wanted.shape or area != wanted.area:
+        return Reason.INCONSISTENT
+    if wanted.filters and not reproduces(inspection, rules):
+        return Reason.INCONSISTENT
+    return None
+
+
+def reproduces(inspection: Inspection, rules: Rules) -> bool:
+    """True when the reduction, over the whole map, gives the graph's own score.
+
+    If it does not, a score over a part of the map would be compared with a threshold that was
+    calibrated for something else.
+    """
+    if rules.score_share is None:
+        return False
+    heat = inspection.anomaly_map
+    ours = reduce_map(heat, hottest_count(rules.score_share, heat.size))
+    return math.isclose(ours, inspection.score, rel_tol=REDUCTION_TOLERANCE, abs_tol=1e-12)
 
 
 def decide(trigger: Trigger, evidence: Evidence, rules: Rules, now_mono_ns: int) -> Decision:
@@ -77,22 +177,23 @@ def decide(trigger: Trigger, evidence: Evidence, rules: Rules, now_mono_ns: int)
     Args:
         trigger: what asked for the verdict, with its deadline.
         evidence: what the camera and the model gave.
-        rules: threshold and freshness.
+        rules: the same object that the evidence was assessed with.
         now_mono_ns: the moment of the decision; all of the work must lie before it.
     """
     frame, inspection = evidence.frame, evidence.inspection
     verdict, reason = _judge(trigger, evidence, rules, now_mono_ns)
-    score = inspection.score if inspection is not None and is_finite(inspection) else None
+    assessment = evidence.assessment if _belongs(evidence, rules) else None
     return Decision(
         verdict=verdict,
         reason=reason,
         trigger=trigger,
         seq=0,
         frame_id=frame.frame_id if frame else None,
-        camera_id=frame.camera_id if frame else None,
-        score=score,
+        camera_id=evidence.camera_id or (frame.camera_id if frame else None),
+        score=assessment.score if assessment else None,
+        raw_score=_finite_or_none(inspection.score) if inspection else None,
         threshold=_finite_or_none(rules.threshold),
-        regions=evidence.regions if score is not None else (),
+        regions=assessment.regions if assessment else (),
         t_exposure_utc_ns=frame.t_utc_ns if frame else None,
         t_exposure_mono_ns=frame.t_mono_ns if frame else None,
         time_source=frame.time_source if frame else None,
@@ -104,32 +205,44 @@ def _judge(
     trigger: Trigger, evidence: Evidence, rules: Rules, now_mono_ns: int
 ) -> tuple[Verdict, Reason]:
     """Doubts first, in the order in which a person would want to hear them."""
-    frame, inspection, threshold = evidence.frame, evidence.inspection, rules.threshold
+    doubt = _doubt(trigger, evidence, rules, now_mono_ns)
+    if doubt is not None:
+        return Verdict.UNKNOWN, doubt
+    score = evidence.assessment.score if evidence.assessment else None
+    if score is None or rules.threshold is None:
+        return Verdict.UNKNOWN, Reason.NO_THRESHOLD
+    if score < rules.threshold:
+        return Verdict.PASS, Reason.OK
+    return Verdict.REJECT, Reason.SCORE
+
+
+def _doubt(trigger: Trigger, evidence: Evidence, rules: Rules, now_mono_ns: int) -> Reason | None:
+    frame = evidence.frame
     if evidence.fault is not None:
-        return Verdict.UNKNOWN, evidence.fault
+        return evidence.fault
     if frame is None:
-        return Verdict.UNKNOWN, Reason.NO_FRAME
+        return Reason.NO_FRAME
+    if evidence.camera_id not in (None, frame.camera_id):
+        return Reason.INCONSISTENT
     fault = frame_fault(frame, rules, now_mono_ns, evidence.requested_mono_ns)
     if fault is None and now_mono_ns > trigger.deadline_mono_ns:
         fault = Reason.DEADLINE_MISSED
-    if fault is not None:
-        return Verdict.UNKNOWN, fault
-    return _judge_inspection(inspection, threshold)
+    return fault or _inference_doubt(evidence, rules)
 
 
-def _judge_inspection(
-    inspection: Inspection | None, threshold: float | None
-) -> tuple[Verdict, Reason]:
+def _inference_doubt(evidence: Evidence, rules: Rules) -> Reason | None:
     """The model's part, once the frame is above doubt."""
-    if inspection is None:
-        return Verdict.UNKNOWN, Reason.INFERENCE_FAILED
-    if not is_finite(inspection):
-        return Verdict.UNKNOWN, Reason.NOT_FINITE
-    if threshold is None or not math.isfinite(threshold):
-        return Verdict.UNKNOWN, Reason.NO_THRESHOLD
-    if inspection.score < threshold:
-        return Verdict.PASS, Reason.OK
-    return Verdict.REJECT, Reason.SCORE
+    if evidence.inspection is None or evidence.assessment is None:
+        return Reason.INFERENCE_FAILED
+    if not _belongs(evidence, rules):
+        return Reason.INCONSISTENT
+    return evidence.assessment.fault
+
+
+def _belongs(evidence: Evidence, rules: Rules) -> bool:
+    """False for what was assessed from another part's map, or under another model's rules."""
+    made = evidence.assessment
+    return made is not None and made.inspection is evidence.inspection and made.rules is rules
 
 
 def frame_fault(
@@ -157,43 +270,64 @@ def is_finite(inspection: Inspection) -> bool:
     return bool(np.isfinite(heat).all())
 
 
-def find_regions(
-    anomaly_map: FloatMap, threshold: float, area: tuple[int, int, int, int]
-) -> tuple[Region, ...]:
-    """Connected areas (8 neighbours) at or above the threshold, worst first, at most MAX_REGIONS.
+def join(
+    trigger: Trigger, decisions: Sequence[Decision], expected: Sequence[str], now_mono_ns: int
+) -> Decision:
+    """One verdict on a part that several cameras looked at.
+
+    Rejected if any view rejects; passed only if each expected view passes, once, in time;
+    otherwise unknown, with the first doubt in the order of `expected`. All other fields are those
+    of the view that decided: the one furthest above its threshold, or the doubtful one.
 
     Args:
-        anomaly_map: finite float32 [h, w].
-        threshold: in the map's unit.
-        area: x, y, width, height of what the map covers, in source-image pixels.
+        trigger: what asked for the verdict.
+        decisions: of the views, in any order, `camera_id` set.
+        expected: camera ids; a view that gave nothing is as bad as one that failed.
+        now_mono_ns: the moment of joining.
     """
-    hot = (anomaly_map >= threshold).astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(hot, connectivity=8)
-    if count <= 1:
-        return ()
-    # One pass for all labels: a noisy map has thousands, and the part is waiting.
-    peaks = np.full(count, -np.inf, dtype=np.float32)
-    np.maximum.at(peaks, np.asarray(labels, dtype=np.intp).ravel(), anomaly_map.ravel())
-    order = sorted(range(1, count), key=lambda label: -peaks[label])[:MAX_REGIONS]
-    x0, y0, width, height = area
-    scale_x, scale_y = width / anomaly_map.shape[1], height / anomaly_map.shape[0]
-    found = []
-    for label in order:
-        left, top, across, down, pixels = (int(v) for v in stats[label])
-        # Outward rounding: the region must cover what it names.
-        right, bottom = math.ceil((left + across) * scale_x), math.ceil((top + down) * scale_y)
-        x, y = math.floor(left * scale_x), math.floor(top * scale_y)
-        found.append(
-            Region(
-                x=x0 + x,
-                y=y0 + y,
-                width=min(right, width) - x,
-                height=min(bottom, height) - y,
-                area=max(1, round(pixels * scale_x * scale_y)),
-                peak=float(peaks[label]),
-            )
-        )
-    return tuple(found)
+    ours = [d for d in decisions if _same_part(d.trigger, trigger) and d.camera_id in expected]
+    views = tuple(_view(camera_id, ours, trigger) for camera_id in expected)
+    rejecting = [d for d in ours if d.verdict is Verdict.REJECT]
+    doubtful = [d for d in views if d.verdict is Verdict.UNKNOWN]
+    latest = min(d.trigger.deadline_mono_ns for d in (*ours, _missing("", trigger)))
+    if rejecting:
+        return replace(max(rejecting, key=_excess), trigger=trigger, views=views)
+    if doubtful:
+        return replace(doubtful[0], trigger=trigger, views=views)
+    if not views:
+        return replace(_missing("", trigger), camera_id=None)
+    worst = replace(max(views, key=_excess), trigger=trigger, views=views)
+    if len(ours) != len(decisions) or len(ours) != len(views):
+        return replace(worst, verdict=Verdict.UNKNOWN, reason=Reason.INCONSISTENT)
+    if now_mono_ns > latest:
+        return replace(worst, verdict=Verdict.UNKNOWN, reason=Reason.DEADLINE_MISSED)
+    return worst
+
+
+def _same_part(one: Trigger, other: Trigger) -> bool:
+    return (one.trigger_id, one.part_id) == (other.trigger_id, other.part_id)
+
+
+def _view(camera_id: str, decisions: Sequence[Decision], trigger: Trigger) -> Decision:
+    """This camera's one decision; several contradict each other even when they agree."""
+    own = [d for d in decisions if d.camera_id == camera_id]
+    if not own:
+        return _missing(camera_id, trigger)
+    if len(own) > 1:
+        return replace(own[0], verdict=Verdict.UNKNOWN, reason=Reason.INCONSISTENT)
+    return own[0]
+
+
+def _missing(camera_id: str, trigger: Trigger) -> Decision:
+    return Decision(Verdict.UNKNOWN, Reason.VIEW_MISSING, trigger, 0, camera_id=camera_id)
+
+
+def _excess(decision: Decision) -> float:
+    """How far a view is above its own threshold, comparable between models."""
+    score, threshold = decision.score, decision.threshold
+    if score is None or threshold is None:
+        return -math.inf
+    return (score - threshold) / max(abs(threshold), 1e-30)
 
 
 def _finite_or_none(value: float | None) -> float | None:

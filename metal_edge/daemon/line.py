@@ -17,17 +17,16 @@ from metal_edge.daemon.decision import (
     Evidence,
     Reason,
     Rules,
+    assess,
     decide,
-    find_regions,
     frame_fault,
-    is_finite,
 )
 from metal_edge.daemon.messages import SCHEMA, Identity, iso_utc, state_payload
 from metal_edge.daemon.publisher import BrokerHealth, Publisher
 from metal_edge.daemon.reporter import Reporter
 from metal_edge.daemon.sdnotify import Notifier
 from metal_edge.daemon.triggers import TriggerQueue
-from metal_edge.domain import Frame, Inspection, Region, Trigger
+from metal_edge.domain import Frame, Inspection, Trigger
 from metal_edge.errors import MetalEdgeError
 from metal_edge.imaging import prepare
 from metal_edge.runtime.base import Runner
@@ -225,13 +224,15 @@ class Line:
             return self._inference_failed(evidence)
         self._inference_failures = 0
         done_ns = self._clock.mono_ns()
-        regions = self._regions(frame, inspection)
+        height, width = frame.image.shape[:2]
+        area = self._parts.bundle.manifest.preprocess.crop or (0, 0, width, height)
+        assessment = assess(inspection, self._parts.rules, area)
         latency = {
             **evidence.latency_ms,
             "infer": (done_ns - began_ns) / 1e6,
             "post": (self._clock.mono_ns() - done_ns) / 1e6,
         }
-        return replace(evidence, inspection=inspection, regions=regions, latency_ms=latency)
+        return replace(evidence, inspection=inspection, assessment=assessment, latency_ms=latency)
 
     def _infer(self, frame: Frame) -> Inspection:
         size = self._parts.bundle.manifest.preprocess
@@ -241,14 +242,6 @@ class Line:
     def _inference_failed(self, evidence: Evidence) -> Evidence:
         self._inference_failures += 1
         return replace(evidence, fault=Reason.INFERENCE_FAILED)
-
-    def _regions(self, frame: Frame, inspection: Inspection) -> tuple[Region, ...]:
-        threshold = self._parts.rules.threshold
-        if threshold is None or not is_finite(inspection):
-            return ()
-        height, width = frame.image.shape[:2]
-        area = self._parts.bundle.manifest.preprocess.crop or (0, 0, width, height)
-        return find_regions(inspection.anomaly_map, threshold, area)
 
     def _report(self, trigger: Trigger, evidence: Evidence) -> None:
         now_ns = self._clock.mono_ns()

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metal_edge.daemon.decision import MAX_REGIONS, Evidence, Reason, Rules, decide, find_regions
-from metal_edge.domain import Frame, Inspection, Trigger, Verdict
+from metal_edge.daemon import decision as core
+from metal_edge.daemon.decision import Evidence, Reason, Rules, assess
+from metal_edge.daemon.regions import MAX_REGIONS, find_areas
+from metal_edge.domain import Decision, Frame, Inspection, Trigger, Verdict
 
 NOW = 10_000_000_000
 MS = 1_000_000
@@ -29,6 +31,14 @@ def inspection(score: float = 0.1, worst: float = 0.1) -> Inspection:
 
 
 GOOD = Evidence(frame=frame(), inspection=inspection(), requested_mono_ns=NOW - 90 * MS)
+
+
+def decide(trigger: Trigger, evidence: Evidence, rules: Rules, now: int) -> Decision:
+    """As the line does it: what was inspected is assessed with the same rules."""
+    seen = evidence.inspection
+    if seen is not None and evidence.assessment is None:
+        evidence = replace(evidence, assessment=assess(seen, rules, (0, 0, 4, 3)))
+    return core.decide(trigger, evidence, rules, now)
 
 
 def test_flawless_evidence_passes() -> None:
@@ -124,7 +134,7 @@ def test_regions_cover_the_hot_cells_and_stay_inside(
     cells = data.draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns))
     heat = np.array(cells, np.float32).reshape(rows, columns)
     x0, y0 = 7, 11
-    regions = find_regions(heat, 1.0, (x0, y0, width, height))
+    regions = find_areas(heat, 1.0, (x0, y0, width, height)).regions
     assert len(regions) <= MAX_REGIONS
     for region in regions:
         assert x0 <= region.x and region.x + region.width <= x0 + width
@@ -143,9 +153,9 @@ def test_regions_are_the_connected_areas_worst_first() -> None:
     heat[0, 0] = 0.6
     heat[2, 3] = 0.7
     heat[3, 4] = 0.9  # touches by its corner
-    first, second = find_regions(heat, 0.5, (100, 50, 12, 8))
+    first, second = find_areas(heat, 0.5, (100, 50, 12, 8)).regions
     assert (first.x, first.y, first.width, first.height) == (106, 54, 4, 4)
     assert first.peak == pytest.approx(0.9)
     assert first.area == 8
     assert (second.x, second.y, second.width, second.height) == (100, 50, 2, 2)
-    assert find_regions(heat, 0.95, (0, 0, 12, 8)) == ()
+    assert find_areas(heat, 0.95, (0, 0, 12, 8)).regions == ()

@@ -22,7 +22,6 @@ from metal_edge.daemon.messages import SCHEMA
 log = logging.getLogger(__name__)
 
 MAX_PAYLOAD = 4096
-MAX_REASON = 100  # of what a sender made us say
 # An empty payload stands for `{}`: `mosquitto_pub -n` is enough to arm a line.
 NOTHING = b"{}"
 
@@ -189,4 +188,4 @@ def _first_problem(error: ValidationError) -> str:
         return f"unknown field {name[:16]!a}"
     if first["type"] == "missing":
         return f"{name} is missing"
-    return f"{name}: {first['msg']}"[:MAX_REASON]
+    return f"{name}: {first['msg']}"

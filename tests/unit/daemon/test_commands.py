@@ -99,6 +99,8 @@ def test_any_payload_is_refused_in_one_line_or_reaches_the_handler_checked(
         (b'{"trigger_id": "t", "part_id": "p", "deadline_ms": 1' + b"0" * 3000 + b"}", "deadline"),
         (b'{"trigger_id": "t", "part_id": "p", "deadline_ms": 60001}', "deadline_ms"),
         (b'{"trigger_id": "t", "part_id": "p", "encoder": 1.0}', "encoder"),
+        (b'{"trigger_id": "t", "part_id": "p", "encoder": -2147483649}', "encoder"),
+        (b'{"trigger_id": "t", "part_id": "p", "encoder": 4294967296}', "encoder"),
         (b'{"trigger_id": "t\\n", "part_id": "p"}', "trigger_id"),
         (b'{"trigger_id": "t\\u0000", "part_id": "p"}', "trigger_id"),
         (b'{"trigger_id": "", "part_id": "p"}', "trigger_id"),

@@ -87,7 +87,8 @@ class CameraSettings(Section):
     """Which camera, and how long it may take."""
 
     kind: str = Field(
-        description="folder | video | v4l2 | rtsp | csi | pylon | aravis, or a registered name"
+        description="folder | video | v4l2 | rtsp | csi | gstreamer | pylon | aravis, or a"
+        " registered name"
     )
     uri: str = Field(
         default="",
@@ -109,10 +110,13 @@ class CameraSettings(Section):
     checks: FrameCheckSettings = FrameCheckSettings()
     camera_id: Level = Field(default="cam0", description="named in every message")
     timeout_s: float = Field(default=1.0, gt=0, le=60, description="longest wait for one frame")
+    fifo: int = Field(
+        default=8, ge=1, le=256, description="hardware: exposures kept until they are decided"
+    )
     fps: float = Field(default=10.0, gt=0, le=1000, description="pace of file cameras in free run")
     loop: bool = Field(default=False, description="file cameras: begin again at the end")
     options: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, description="passed on to a registered camera"
+        default_factory=dict, description="what only this kind knows, see docs/cameras.md"
     )
 
 

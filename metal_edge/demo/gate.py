@@ -42,6 +42,7 @@ class Cause(StrEnum):
     DAEMON_OFFLINE = "daemon_offline"
     SESSION_CHANGED = "session_changed"
     BROKER_LOST = "broker_lost"
+    LINE_STOPPED = "line_stopped"
 
 
 _CAUSE_OF_VERDICT = {
@@ -55,7 +56,8 @@ _CAUSE_OF_VERDICT = {
 class GateRecord:
     """What happened to one part at the gate; all times are the PLC's CLOCK_MONOTONIC in ns.
 
-    `message` is the first decision that concerned the part, believed or not.
+    `message` is the first decision that concerned the part, believed or not. A golden part
+    leaves by the reject chute whatever its cause: it checks the line, and is no product.
     """
 
     part_id: str
@@ -65,11 +67,12 @@ class GateRecord:
     cause: Cause
     message: DecisionMessage | None
     arrival_ns: int | None
+    golden: bool = False
 
     @property
     def passed(self) -> bool:
         """True when the gate let the part go."""
-        return self.cause is Cause.PASS_VERDICT
+        return self.cause is Cause.PASS_VERDICT and not self.golden
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class _Part:
     t_trigger_ns: int
     gate_ns: int
     fault: Cause | None
+    golden: bool
     message: DecisionMessage | None = None
     arrival_ns: int | None = None
 
@@ -132,6 +136,7 @@ class _Part:
             cause,
             self.message,
             self.arrival_ns,
+            self.golden,
         )
 
 
@@ -159,7 +164,9 @@ class RejectGate:
         self.malformed = 0
         self.stray = 0
 
-    def on_trigger(self, trigger_id: str, part_id: str, now: int, gate_ns: int) -> None:
+    def on_trigger(
+        self, trigger_id: str, part_id: str, now: int, gate_ns: int, *, golden: bool = False
+    ) -> None:
         """A part passes the photo-eye; it reaches the gate at `gate_ns`.
 
         If that is already past, no decision can be in time any more.
@@ -172,7 +179,7 @@ class RejectGate:
         if trigger_id in self._parts or trigger_id in self._closed or part_id in known:
             raise ValueError(f"trigger {trigger_id!r} for part {part_id!r} is not new")
         self._parts[trigger_id] = _Part(
-            part_id, trigger_id, self.session_id, now, gate_ns, self.fault
+            part_id, trigger_id, self.session_id, now, gate_ns, self.fault, golden
         )
 
     def on_decision(
@@ -195,26 +202,34 @@ class RejectGate:
             part.hear(message, now, _objection(part, message, now, retained))
         return None
 
-    def on_heartbeat(self, payload: bytes, now: int, *, retained: bool = False) -> None:
-        """A message on `heartbeat`. Only a fresh one of the session online counts."""
+    def on_heartbeat(
+        self, payload: bytes, now: int, *, retained: bool = False
+    ) -> tuple[str, int] | None:
+        """A message on `heartbeat`. Only a fresh one of the session online counts.
+
+        Returns:
+            Session and number of one that counts, to be echoed, be it healthy or not: a daemon
+            that is unhealthy for want of an echo could not recover otherwise.
+        """
         self._advance(now)
         try:
             session_id, seq, healthy = parse_heartbeat(payload)
         except MalformedMessageError:
             self.malformed += 1
-            return
+            return None
         current = self._online and session_id == self.session_id
         if retained or not current or seq <= self._last_beat_seq:
             self.stray += 1
-            return
+            return None
         self._last_beat_seq = seq
         if not healthy:
             self._trip(Cause.DAEMON_UNHEALTHY)
-            return
+            return session_id, seq
         self._last_beat_ns = now
         self._beats += 1
         if self._beats >= self._beats_needed:
             self.fault = None
+        return session_id, seq
 
     def on_state(self, payload: bytes, now: int) -> None:
         """A message on `state` (retained): birth, or the last will."""
@@ -240,6 +255,16 @@ class RejectGate:
         """The PLC's own connection is gone."""
         self._advance(now)
         self._go_offline(Cause.BROKER_LOST)
+
+    def on_line_stopped(self, now: int) -> None:
+        """The conveyor stands: what is on it will be cleared out by the reject chute."""
+        self._advance(now)
+        self._condemn(Cause.LINE_STOPPED)
+
+    def link_fault(self, now: int) -> Cause | None:
+        """`fault` as it stands at `now`: silence makes no event of its own."""
+        self._advance(now)
+        return self.fault
 
     def at_gate(self, trigger_id: str, now: int) -> GateRecord:
         """The part stands at the gate: decides, once and for all.
@@ -267,6 +292,9 @@ class RejectGate:
         self._last_beat_ns = None
         self._beats = 0
         self._beats_needed = self._settings.rearm_heartbeats
+        self._condemn(cause)
+
+    def _condemn(self, cause: Cause) -> None:
         for part in self._parts.values():
             part.fault = part.fault or cause
 

@@ -8,17 +8,14 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from metal_edge.demo.gate import Cause, GateRecord, LateDecision
 from metal_edge.errors import OutputError
 
 
-class GateLog:
-    """Keeps records in gate order until they are final, and appends them to a file.
-
-    A record without a decision stays open for a while: a decision that comes late changes its
-    cause, never what the gate did.
+class LineFile:
+    """Appends JSON lines, each in a single write(2): a reader or a crash never sees half of one.
 
     Raises:
         OutputError: the file cannot be created or written.
@@ -26,16 +23,13 @@ class GateLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._held: deque[tuple[int, GateRecord]] = deque()
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
             self._fd = os.open(path, flags, 0o644)
         except OSError as error:
-            raise OutputError(
-                f"gate log {path}: {error.strerror}", "choose another path"
-            ) from error
+            raise OutputError(f"log {path}: {error.strerror}", "choose another path") from error
 
-    def __enter__(self) -> GateLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -45,6 +39,30 @@ class GateLog:
         trace: TracebackType | None,
     ) -> None:
         os.close(self._fd)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Appends one line."""
+        data = json.dumps(line, allow_nan=False).encode("utf-8") + b"\n"
+        try:
+            written = os.write(self._fd, data)
+        except OSError as error:
+            raise OutputError(
+                f"log {self._path}: {error.strerror}", "free space or choose another path"
+            ) from error
+        if written != len(data):
+            raise OutputError(f"log {self._path}: disk full", "free space and run again")
+
+
+class GateLog(LineFile):
+    """Keeps records in gate order until they are final, and appends them to a file.
+
+    A record without a decision stays open for a while: a decision that comes late changes its
+    cause, never what the gate did.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._held: deque[tuple[int, GateRecord]] = deque()
 
     def hold(self, record: GateRecord, late_window_ns: int) -> None:
         """Takes a record; only one that lacks a decision waits for a late one."""
@@ -74,18 +92,6 @@ class GateLog:
         self._held.clear()
         return records
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Appends one line in a single write(2): a reader or a crash never sees half of one."""
-        data = json.dumps(line, allow_nan=False).encode("utf-8") + b"\n"
-        try:
-            written = os.write(self._fd, data)
-        except OSError as error:
-            raise OutputError(
-                f"gate log {self._path}: {error.strerror}", "free space or choose another path"
-            ) from error
-        if written != len(data):
-            raise OutputError(f"gate log {self._path}: disk full", "free space and run again")
-
 
 def _with_late(record: GateRecord, late: LateDecision) -> GateRecord:
     return replace(
@@ -107,6 +113,7 @@ def log_line(record: GateRecord, utc_offset_ns: int) -> dict[str, Any]:
         "t_trigger_utc_ns": record.t_trigger_ns + utc_offset_ns,
         "gate": "pass" if record.passed else "reject",
         "cause": record.cause.value,
+        "golden": record.golden,
         "verdict": None if message is None else message.verdict.value,
         "reason": None if message is None else message.reason,
         "score": None if message is None else message.score,

@@ -93,6 +93,8 @@ def _run_plc(
         *(sys.executable, "-m", "metal_edge.demo.plc", "--port", str(port)),
         *("--root", STATION.topic_root, "--part-ids", str(ids), "--log", str(plan.gate_log)),
         *("--period-ms", f"{plan.period_ms:g}", "--gate-delay-ms", f"{plan.gate_delay_ms:g}"),
+        # The demo shows what becomes of every part, however many are bad in a row.
+        *("--stop-after-s", "never", "--stop-after-rejects", "never"),
         *("--start-timeout", "60", "--progress-json"),
     ]
     with log.open("wb") as errors:

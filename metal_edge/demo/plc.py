@@ -4,7 +4,8 @@
 
 Part k passes the photo-eye at t0 + k * period and stands at the gate `gate_delay` later, on
 CLOCK_MONOTONIC, so that delays never add up. The PLC knows nothing of good and bad parts. The
-rules of the gate are in `gate.py`, the protocol in docs/fail-safe.md.
+rules of the gate are in `gate.py`, those of stopping the line in `line_stop.py`, the protocol in
+docs/fail-safe.md. SIGUSR1 is the operator's acknowledgement.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from metal_edge.demo.gate import Cause, GateRecord, GateSettings, RejectGate
-from metal_edge.demo.gate_log import GateLog, log_line
+from metal_edge.demo.gate import Cause, GateSettings, RejectGate
+from metal_edge.demo.gate_log import GateLog, LineFile
+from metal_edge.demo.line_stop import StopSettings
+from metal_edge.demo.plc_conveyor import Conveyor, Line, Outcome
 from metal_edge.demo.plc_link import PlcLink, Waker
 from metal_edge.errors import (
     DataError,
@@ -33,106 +36,9 @@ from metal_edge.errors import (
 )
 
 NS_PER_MS = 1_000_000
-# What the daemon's answer needs to travel; its deadline lies this far before the gate.
-REPLY_MARGIN_MS = 10.0
 # The daemon accepts the same (docs/daemon.md): a part it would refuse is better refused here.
 MAX_PART_ID_CHARS = 64
 PART_ID_PUNCTUATION = "_.:-"
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """The conveyor: which parts come, and when; times in ns."""
-
-    part_ids: tuple[str, ...]
-    period_ns: int
-    gate_delay_ns: int
-    late_window_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the run came to."""
-
-    parts: int
-    logged: int
-    causes: dict[str, int]
-    stopped_by: str | None
-
-
-class Conveyor:
-    """Runs the line's clock in the calling thread; `waker` ends it early.
-
-    Args:
-        run_id: makes trigger ids unique over runs.
-        report: is called for every part as its line goes to the log.
-    """
-
-    def __init__(
-        self,
-        line: Line,
-        link: PlcLink,
-        log: GateLog,
-        waker: Waker,
-        *,
-        run_id: str,
-        report: Callable[[int, dict[str, Any]], None],
-        clock: Callable[[], int] = time.monotonic_ns,
-    ) -> None:
-        self._line = line
-        self._link = link
-        self._log = log
-        self._waker = waker
-        self._run_id = run_id
-        self._report = report
-        self._clock = clock
-        self._causes: Counter[str] = Counter()
-        self._logged = 0
-
-    def run(self) -> Outcome:
-        """Until every part is logged, or a signal came."""
-        line, triggered, gated = self._line, 0, 0
-        t0 = self._clock()
-        while self._waker.stopped_by is None:
-            for message in self._link.take_late():
-                self._log.amend(message)
-            self._write(self._log.ready(self._clock()))
-            trigger_at = t0 + triggered * line.period_ns if triggered < len(line.part_ids) else None
-            gate_at = t0 + gated * line.period_ns + line.gate_delay_ns
-            due = [
-                when
-                for when in (
-                    trigger_at,
-                    gate_at if gated < triggered else None,
-                    self._log.due_ns(),
-                )
-                if when is not None
-            ]
-            if not due:
-                break
-            if self._clock() < min(due):
-                self._waker.wait_until(min(due))
-            elif gated < triggered and gate_at == min(due):
-                self._log.hold(self._link.at_gate(self._trigger_id(gated)), line.late_window_ns)
-                gated += 1
-            elif trigger_at == min(due):
-                part_id = line.part_ids[triggered]
-                gate_ns = trigger_at + line.gate_delay_ns
-                self._link.trigger(self._trigger_id(triggered), part_id, gate_ns, REPLY_MARGIN_MS)
-                triggered += 1
-        self._write(self._log.drain())
-        return Outcome(len(line.part_ids), self._logged, dict(self._causes), self._waker.stopped_by)
-
-    def _trigger_id(self, index: int) -> str:
-        return f"{self._run_id}-{index:06d}"
-
-    def _write(self, records: Sequence[GateRecord]) -> None:
-        for record in records:
-            line = log_line(record, utc_offset_ns=time.time_ns() - time.monotonic_ns())
-            self._log.write(line)
-            self._logged += 1
-            self._causes[record.cause] += 1
-            self._report(self._logged, line)
 
 
 def wait_until_armed(link: PlcLink, waker: Waker, timeout_s: float) -> None:
@@ -230,6 +136,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--heartbeat-ms", type=float, default=200.0, help="the daemon's heartbeat period")
     add("--rearm-heartbeats", type=int, default=3, help="healthy ones in a row after a trip")
     add("--start-timeout", type=float, default=30.0, help="seconds to wait for the daemon")
+    add("--stop-after-s", default="10", help="without an armed link the line stops; or: never")
+    add("--stop-after-rejects", default="50", help="in a row; or: never")
+    add("--golden-good", help="id of a known good part: it and the bad one let a new session in")
+    add("--golden-bad", help="id of a known bad part")
+    add("--no-operator", action="store_true", help="SIGUSR1 does not start a stopped line")
+    add("--no-echo", action="store_true", help="do not answer heartbeats")
+    add("--photo-eye", type=Path, help="JSON lines, one per part before its trigger; overwritten")
     add("--log", type=Path, required=True, help="JSON lines, one per part; overwritten")
     add("--progress-json", action="store_true", help="progress as JSON lines")
     return parser.parse_args(argv)
@@ -247,6 +160,7 @@ def _run(args: argparse.Namespace, waker: Waker) -> ExitCode:
         period_ns=round(args.period_ms * NS_PER_MS),
         gate_delay_ns=round(args.gate_delay_ms * NS_PER_MS),
         late_window_ns=round(args.late_window_ms * NS_PER_MS),
+        stop=_stop_settings(args),
     )
     settings = GateSettings(
         heartbeat_timeout_ns=round(3 * args.heartbeat_ms * NS_PER_MS),
@@ -254,16 +168,44 @@ def _run(args: argparse.Namespace, waker: Waker) -> ExitCode:
     )
     run_id = uuid.uuid4().hex[:12]
     gate = RejectGate(settings)
-    link = PlcLink(args.host, args.port, args.root, run_id=run_id, gate=gate, wake=waker.wake)
-    with GateLog(args.log) as log, link:
+    address = (args.host, args.port, args.root)
+    link = PlcLink(*address, run_id=run_id, gate=gate, wake=waker.wake, echo=not args.no_echo)
+    with ExitStack() as stack:
+        log = stack.enter_context(GateLog(args.log))
+        eye = stack.enter_context(LineFile(args.photo_eye)) if args.photo_eye else None
+        stack.enter_context(link)
         wait_until_armed(link, waker, args.start_timeout)
         if args.progress_json:
             _say(json.dumps({"event": "ready", "parts": len(ids), "run_id": run_id}))
-        report = _reporter(len(ids), args.progress_json)
-        outcome = Conveyor(line, link, log, waker, run_id=run_id, report=report).run()
+        outcome = Conveyor(
+            line,
+            link,
+            log,
+            waker,
+            run_id=run_id,
+            report=_reporter(len(ids), args.progress_json),
+            announce=lambda event: _say(json.dumps(event)),
+            photo_eye=eye,
+        ).run()
         link.check()
     _say(json.dumps({"event": "summary", **_summary(outcome), **link.counters()}))
     return ExitCode.OK if outcome.stopped_by is None else ExitCode.INTERRUPTED
+
+
+def _stop_settings(args: argparse.Namespace) -> StopSettings:
+    if (args.golden_good is None) != (args.golden_bad is None):
+        raise SettingsError("one golden part proves nothing", "give --golden-good and --golden-bad")
+    for part_id in (args.golden_good, args.golden_bad):
+        if part_id is not None and not _is_part_id(part_id):
+            raise SettingsError(f"golden part id {part_id!r} is not acceptable", "use a part id")
+    try:
+        seconds = None if args.stop_after_s == "never" else float(args.stop_after_s)
+        rejects = None if args.stop_after_rejects == "never" else int(args.stop_after_rejects)
+        after_ns = None if seconds is None else round(seconds * 1e9)
+    except (ValueError, OverflowError) as error:
+        raise SettingsError(f"when to stop the line: {error}", "give a number, or never") from error
+    golden = None if args.golden_good is None else (args.golden_good, args.golden_bad)
+    return StopSettings(after_ns, rejects, golden, operator=not args.no_operator)
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:
@@ -274,6 +216,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "pass": passed,
         "reject": outcome.logged - passed,
         "causes": dict(sorted(outcome.causes.items())),
+        "stops": outcome.stops,
         "stopped_by": outcome.stopped_by,
     }
 

@@ -21,7 +21,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from metal_edge.demo.gate import Cause, GateRecord, LateDecision, RejectGate
-from metal_edge.demo.gate_messages import is_refusal
+from metal_edge.demo.gate_messages import SCHEMA, is_refusal
 from metal_edge.errors import MetalEdgeError, UnavailableError
 
 KEEPALIVE_S = 5
@@ -36,19 +36,21 @@ SUBSCRIPTIONS = (("state", 1), ("decision", 0), ("heartbeat", 0))  # who lives c
 class Waker:
     """Waits on CLOCK_MONOTONIC that a signal or another thread can end.
 
-    SIGINT and SIGTERM are noted in `stopped_by`. Python writes a byte to the socket when one
+    SIGINT and SIGTERM are noted in `stopped_by`, SIGUSR1, the operator's button, is counted in
+    `acknowledged`. Python writes a byte to the socket when one
     arrives, so no lock is taken inside a signal handler. Main thread only.
     """
 
     def __init__(self) -> None:
         self.stopped_by: str | None = None
+        self.acknowledged = 0
         self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
 
     def __enter__(self) -> Waker:
         self._old_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        wanted = (signal.SIGINT, signal.SIGTERM)
+        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         self._old_handlers = {number: signal.signal(number, self._on_signal) for number in wanted}
         return self
 
@@ -76,7 +78,10 @@ class Waker:
             self._read.recv(4096)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.stopped_by = signal.Signals(number).name
+        if number == signal.SIGUSR1:
+            self.acknowledged += 1
+        else:
+            self.stopped_by = signal.Signals(number).name
 
 
 def _send_at_once(_client: mqtt.Client, _data: Any, sock: Any) -> None:
@@ -93,6 +98,7 @@ class PlcLink:
     Args:
         run_id: makes client id and response topic unique.
         wake: called when the gate's readiness changed, or a late decision came.
+        echo: answer each heartbeat that counts on `echo`.
     """
 
     def __init__(
@@ -104,8 +110,10 @@ class PlcLink:
         run_id: str,
         gate: RejectGate,
         wake: Callable[[], None],
+        echo: bool = True,
     ) -> None:
         self.root = root
+        self._echoes = echo
         self.address = f"{host}:{port}"
         self._host, self._port = host, port
         self._gate = gate
@@ -159,10 +167,23 @@ class PlcLink:
 
     def fault(self) -> Cause | None:
         """Why the gate is not armed, or None."""
-        with self._lock:
-            return self._gate.fault
+        return self.link()[0]
 
-    def trigger(self, trigger_id: str, part_id: str, gate_ns: int, margin_ms: float) -> None:
+    def link(self) -> tuple[Cause | None, str | None]:
+        """The same, and the session it is about, as of now."""
+        with self._lock:
+            fault = self._gate.link_fault(time.monotonic_ns())
+            return fault, self._gate.session_id
+
+    def trigger(
+        self,
+        trigger_id: str,
+        part_id: str,
+        gate_ns: int,
+        margin_ms: float,
+        *,
+        golden: bool = False,
+    ) -> None:
         """Registers the part with the gate, then asks the daemon for its verdict.
 
         Without a connection nothing is sent: paho would queue it, and a trigger that arrives
@@ -170,7 +191,7 @@ class PlcLink:
         """
         with self._lock:
             now = time.monotonic_ns()
-            self._gate.on_trigger(trigger_id, part_id, now, gate_ns)
+            self._gate.on_trigger(trigger_id, part_id, now, gate_ns, golden=golden)
         deadline_ms = max(1.0, (gate_ns - now) / 1e6 - margin_ms)
         command = {"trigger_id": trigger_id, "part_id": part_id, "deadline_ms": deadline_ms}
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -190,6 +211,11 @@ class PlcLink:
         """The gate's verdict on the part that stands there now."""
         with self._lock:
             return self._gate.at_gate(trigger_id, time.monotonic_ns())
+
+    def line_stopped(self) -> None:
+        """Condemns what is on the belt."""
+        with self._lock:
+            self._gate.on_line_stopped(time.monotonic_ns())
 
     def take_late(self) -> list[LateDecision]:
         """Decisions that came after their part had left the gate, since the last call."""
@@ -246,21 +272,28 @@ class PlcLink:
     def _deliver(self, message: mqtt.MQTTMessage) -> None:
         name, payload = message.topic.removeprefix(f"{self.root}/"), bytes(message.payload)
         with self._lock:
-            now, before, late = time.monotonic_ns(), self._gate.fault, None
+            now, before, late, beat = time.monotonic_ns(), self._gate.fault, None, None
             if name == "decision":
                 late = self._gate.on_decision(payload, now, retained=message.retain)
             elif name == "heartbeat":
-                self._gate.on_heartbeat(payload, now, retained=message.retain)
+                beat = self._gate.on_heartbeat(payload, now, retained=message.retain)
             elif name == "state":
                 self._gate.on_state(payload, now)
             elif name == self._reply and is_refusal(payload):
                 self._refused += 1
             changed = self._gate.fault is not before
+        if beat is not None and self._echoes:
+            self._echo(*beat)
         if late is not None:
             self._after_gate += 1
             self._late.append(late)
         if changed or late is not None:
             self._wake()
+
+    def _echo(self, session_id: str, seq: int) -> None:
+        """Tells the daemon that somebody listens. A lost one is not repeated: the next is near."""
+        echo = {"schema": SCHEMA, "session_id": session_id, "seq": seq}
+        self._client.publish(f"{self.root}/echo", json.dumps(echo).encode("utf-8"), qos=0)
 
     def _fail(self, what: str, remedy: str) -> None:
         self._problem = UnavailableError(what, remedy)

@@ -47,7 +47,9 @@ class Line:
         self.stack.callback(end, process)
         return process
 
-    def daemon(self, script: dict[int, str] | None = None) -> subprocess.Popen[bytes]:
+    def daemon(
+        self, script: dict[int, str] | dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         script_file = self.folder / "script.json"
         script_file.write_text(json.dumps(script or {}))
         return self.start(
@@ -61,6 +63,8 @@ class Line:
             "log": self.log,
             "heartbeat_ms": 300,  # the peer beats at 100 ms: spare time on a busy machine
             "start_timeout": 20,
+            "stop_after_s": "never",  # a test of its own stops the line
+            "stop_after_rejects": "never",
         } | options
         words = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
         return self.start("plc", "-m", "metal_edge.demo.plc", *words, "--progress-json")
@@ -79,6 +83,11 @@ class Line:
 def json_lines(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def states(line: Line) -> list[str]:
+    """What the line did, in order."""
+    return [s["state"] for s in line.said() if s["event"] == "line"]
 
 
 def listens(port: int) -> bool:
@@ -274,6 +283,75 @@ def test_triggers_of_an_outage_are_not_sent_after_it(line: Line) -> None:
     assert not heard & {r["trigger_id"] for r in outage}
 
 
+def test_rejects_in_a_row_stop_the_line_until_the_operator_acknowledges(line: Line) -> None:
+    """The first six are bad: the line stops at the third, and what is on the belt is lost."""
+    line.daemon(dict.fromkeys(range(6), "reject"))
+    plc = line.plc(parts=10, period_ms=100, gate_delay_ms=450, stop_after_rejects=3)
+    stopped = wait_for(lambda: [s for s in line.said() if s["event"] == "line"], "the stop")[0]
+    assert (stopped["state"], stopped["why"]) == ("stopped", "K rejects in a row")
+    heard = len(line.said("daemon"))
+    wait_for(lambda: len(line.records()) == heard, "what was on the belt")
+    on_belt = len(line.said("daemon"))
+    plc.send_signal(signal.SIGUSR1)
+    assert plc.wait(PATIENCE_S) == 0, line.errors()
+    records = line.records()
+    assert heard == on_belt < 10, "a stopped line places no parts"
+    assert {r["gate"] for r in records[:on_belt]} == {"reject"}
+    assert {r["cause"] for r in records[3:on_belt]} == {"line_stopped"}
+    assert {r["gate"] for r in records[on_belt:]} == {"pass"}
+    assert len(records) == 10
+    assert line.said()[-1]["stops"] == 1
+
+
+def test_a_dead_daemon_stops_the_line_and_golden_parts_let_only_a_right_one_in(
+    line: Line,
+) -> None:
+    """The second daemon passes the bad golden part; the third judges both rightly."""
+    first = line.daemon()
+    plc = line.plc(
+        parts=100,
+        period_ms=100,
+        gate_delay_ms=450,
+        stop_after_s=0.3,
+        golden_good="G-good",
+        golden_bad="G-bad",
+    )
+    wait_for(lambda: any(r["gate"] == "pass" for r in line.records()), "a first pass")
+    first.kill()
+    wait_for(lambda: states(line) == ["stopped"], "the stop")
+    second = line.daemon()
+    wait_for(lambda: states(line) == ["stopped", "checking", "stopped"], "a failed check")
+    second.kill()
+    triggers = len([s for s in line.said() if s["event"] == "golden"])
+    line.daemon({"G-bad": "reject"})
+    wait_for(lambda: states(line)[-2:] == ["checking", "running"], "a check that went well")
+    seen = len(line.records())
+    wait_for(lambda: any(r["gate"] == "pass" for r in line.records()[seen:]), "a pass")
+    plc.send_signal(signal.SIGTERM)
+    assert plc.wait(PATIENCE_S) == 130, line.errors()
+    golden = [r for r in line.records() if r["golden"]]
+    assert [r["part_id"] for r in golden] == ["G-good", "G-bad"] * 2
+    assert triggers == 2
+    assert {r["gate"] for r in golden} == {"reject"}, "golden parts are no product"
+    assert [r["cause"] for r in golden] == ["pass_verdict"] * 3 + ["reject_verdict"]
+
+
+def test_each_heartbeat_that_counts_is_echoed(line: Line) -> None:
+    heard: list[dict[str, Any]] = []
+    client = fake_daemon.connect(line.broker.port)
+    client.on_message = lambda _c, _d, message: heard.append(json.loads(message.payload))
+    client.subscribe(f"{ROOT}/echo")
+    line.daemon({2: "unhealthy"})
+    plc = line.plc(parts=8, period_ms=300, gate_delay_ms=250)
+    assert plc.wait(PATIENCE_S) == 0, line.errors()
+    client.disconnect()
+    client.loop_stop()
+    numbers = [echo["seq"] for echo in heard]
+    assert len(numbers) > 10
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "unhealthy ones too"
+    assert {echo["schema"] for echo in heard} == {1}
+
+
 def test_without_a_daemon_it_gives_up_in_one_line(line: Line) -> None:
     plc = line.plc(parts=1, start_timeout=0.5)
     assert plc.wait(PATIENCE_S) == 69
@@ -324,6 +402,12 @@ def test_a_full_disk_ends_the_run_with_a_reason(line: Line) -> None:
         (None, [], 78),
         (None, ["--parts=0"], 78),
         (None, ["--parts=1", "--period-ms=0"], 78),
+        (None, ["--parts=1", "--stop-after-s=soon"], 78),
+        (None, ["--parts=1", "--stop-after-s=nan"], 78),
+        (None, ["--parts=1", "--stop-after-rejects=0"], 78),
+        (None, ["--parts=1", "--golden-good=G"], 78),
+        (None, ["--parts=1", "--golden-good=G", "--golden-bad=G"], 78),
+        (None, ["--parts=1", "--golden-good=G", "--golden-bad=a b"], 78),
         (None, ["--parts=1", "--gate-delay-ms=nan"], 78),
         (None, ["--parts=1", "--log=/nonexistent/gate.jsonl"], 73),
     ],

@@ -1,6 +1,7 @@
 """A scripted daemon, the PLC's peer: speaks the protocol, rightly or wrongly, part by part.
 
-`python fake_daemon.py PORT ROOT SCRIPT`; SCRIPT is a JSON file, part number -> behaviour.
+`python fake_daemon.py PORT ROOT SCRIPT`; SCRIPT is a JSON file, number of the trigger or part id
+-> behaviour.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class FakeDaemon:
         reply = Properties(PacketTypes.PUBLISH)
         reply.CorrelationData = properties.CorrelationData
         index = command["trigger_id"].rsplit("-")[-1].lstrip("0") or "0"
-        behaviour = self.script.get(index, "pass")
+        behaviour = self.script.get(command["part_id"], self.script.get(index, "pass"))
         status = json.dumps({"status": "refused" if behaviour == "silent" else "accepted"})
         self.client.publish(properties.ResponseTopic, status, qos=1, properties=reply)
         self.answer(behaviour, command)

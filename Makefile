@@ -15,6 +15,8 @@
 # One executes the CUDA kernels without a GPU, about 20 minutes, and one makes docs/kernels.md anew:
 #   make test-kernels   emulation with sanitizers, PTX interpreter, plugin, mutations; says what it skips
 #   make kernels-evidence   registers, occupancy, bytes, rooflines
+# One boots a machine with a systemd of its own, as root, and runs the service there, half a minute:
+#   make test-systemd   start, watchdog, credentials, sandbox, reload, stop; says what it skips
 # All install what they need: system packages by apt (as root or through sudo), Python packages
 # into .venv, at the versions in constraints.txt.
 
@@ -94,6 +96,11 @@ test-tensorrt: setup
 test-kernels: setup
 	bash tools/kernels/packages.sh
 	$(BIN)/pytest -q -rs --durations=10 --timeout=1800 tests/kernels
+
+# The first time debootstrap fetches a minimal system (300 MB below build/, about two minutes).
+test-systemd: setup
+	bash tools/systemd/root.sh build/systemd
+	$(BIN)/pytest -q -rs tests/systemd
 
 kernels-evidence: setup
 	$(BIN)/python -m tools.kernels.evidence --docs $(DOCS)

@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 # Collected only when asked for by path: 100 MB of proprietary wheels; compilers and interpreters.
-ASKED_FOR = (HERE / "tensorrt", HERE / "kernels")
+ASKED_FOR = (HERE / "tensorrt", HERE / "kernels", HERE / "systemd")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

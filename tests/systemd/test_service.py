@@ -1,0 +1,124 @@
+"""The unit file under a real systemd: start, watchdog, credentials, sandbox, stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support.broker import wait_until
+from support.machine import Ear
+
+if TYPE_CHECKING:
+    from conftest import Press
+
+pytestmark = pytest.mark.timeout(120)
+Measured = Callable[[str, float], None]
+
+
+def sessions(ear: Ear) -> list[str]:
+    """Of every `online`, in order."""
+    return [state["session_id"] for state in ear.all("state") if state["status"] == "online"]
+
+
+def test_start_waits_for_an_armed_line(press: Press, ear: Ear) -> None:
+    press.start()
+    unit = press.show()
+    assert (unit["Type"], unit["ActiveState"], unit["NRestarts"]) == ("notify", "active", "0")
+    assert "inspecting with tiny" in unit["StatusText"]
+    wait_until(lambda: sessions(ear), "the birth")
+
+
+def test_a_hang_ends_and_the_line_is_back_within_five_seconds(
+    press: Press, ear: Ear, measured: Measured
+) -> None:
+    press.start()
+    wait_until(lambda: sessions(ear), "the birth")
+    pid = press.pid
+    began = time.monotonic()
+    press.kill("STOP")
+    press.back_as_another(pid, 20)
+    took = time.monotonic() - began
+    measured("SIGSTOP to READY again, watchdog included", took)
+    assert took <= 5
+    assert press.show()["NRestarts"] == "1"
+    assert "watchdog" in press.machine.run("journalctl", "-u", "metal-edge@press1").lower()
+    wait_until(lambda: len(set(sessions(ear))) == 2, "a second session")
+
+
+def test_kill_nine_is_survived(press: Press, ear: Ear, measured: Measured) -> None:
+    press.start()
+    wait_until(lambda: sessions(ear), "the birth")
+    pid = press.pid
+    began = time.monotonic()
+    press.kill("KILL")
+    press.back_as_another(pid, 20)
+    measured("kill -9 to READY again", time.monotonic() - began)
+    wait_until(lambda: len(set(sessions(ear))) == 2, "a second session")
+
+
+def test_the_password_comes_as_a_credential(press: Press, ear: Ear) -> None:
+    press.start()
+    wait_until(lambda: sessions(ear), "a birth, which this broker takes from nobody else")
+    pid = press.machine.outer_pid(press.pid)
+    assert b"correct horse" not in Path(f"/proc/{pid}/environ").read_bytes()
+    credential = "/run/credentials/metal-edge@press1.service/mqtt-password"
+    mode = press.machine.run("stat", "--format=%a", credential).strip()
+    assert mode in {"400", "440"}
+
+
+def test_only_the_state_directory_can_be_written(press: Press) -> None:
+    """As root, in the service's own view of the files: even root is refused."""
+    press.start()
+    pid = press.machine.outer_pid(press.pid)
+    own = "/var/lib/metal-edge/press1/trial"
+    assert press.machine.call("touch", own, pid=pid).returncode == 0
+    for elsewhere in ("/usr/trial", "/etc/trial", "/var/lib/trial", "/opt/trial", "/boot/trial"):
+        refused = press.machine.call("touch", elsewhere, pid=pid)
+        assert refused.returncode != 0 and "Read-only" in refused.stderr, elsewhere
+    assert press.machine.call("ls", "/home", "/root", pid=pid).stdout.split() == [
+        "/home:",
+        "/root:",
+    ]
+    status = dict(
+        row.split(":\t", 1)
+        for row in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if ":\t" in row
+    )
+    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert int(status["Uid"].split()[0]) >= 61184  # systemd's range of dynamic users
+
+
+def test_exposure_is_low(press: Press) -> None:
+    press.start()
+    press.machine.run("systemd-analyze", "security", "--threshold=25", "metal-edge@press1")
+
+
+def test_stop_finishes_the_part_in_hand(press: Press, ear: Ear, measured: Measured) -> None:
+    press.start()
+    wait_until(lambda: sessions(ear), "the birth")
+    press.trigger("t1", "good")
+    began = time.monotonic()
+    press.machine.run("systemctl", "stop", "metal-edge@press1")
+    took = time.monotonic() - began
+    measured("systemctl stop", took)
+    assert took <= 2
+    unit = press.show()
+    assert (unit["Result"], unit["ExecMainStatus"]) == ("success", "0")
+    wait_until(lambda: [d for d in ear.all("decision") if d["trigger_id"] == "t1"], "the verdict")
+    wait_until(lambda: ear.all("state")[-1]["status"] == "offline", "the goodbye")
+
+
+def test_a_broker_that_goes_is_no_reason_to_restart(press: Press, ear: Ear) -> None:
+    press.start()
+    wait_until(lambda: sessions(ear), "the birth")
+    pid = press.pid
+    press.machine.run("systemctl", "stop", "mosquitto")
+    wait_until(lambda: "broker" in press.show()["StatusText"], "degraded")
+    press.machine.run("systemctl", "start", "mosquitto")
+    wait_until(lambda: press.show()["StatusText"] == "online", "the line to be whole", 20)
+    assert press.pid == pid
+    assert press.show()["NRestarts"] == "0"

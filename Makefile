@@ -28,7 +28,7 @@ SEEDS ?= 3
 THREADS ?= 2
 DOCS ?= docs
 
-.PHONY: device-check test-kernels kernels-evidence help setup demo test check format clean results ablation maps opinions synthetic bench test-tensorrt
+.PHONY: device-check test-kernels kernels-evidence help setup demo test check format clean results ablation maps opinions synthetic bench test-tensorrt test-systemd
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile

@@ -20,9 +20,10 @@ from support.broker import wait_until
 BOOT_S = 60
 POWEROFF_S = 30
 _CGROUPS = Path("/sys/fs/cgroup")
+_OTHERS = ("-u", "-i", "-n", "-p", "-C")  # nsenter's names for all namespaces but the files'
 
 
-class CannotBoot(Exception):
+class CannotBootError(Exception):
     """This computer cannot run such a machine; says why."""
 
 
@@ -47,13 +48,13 @@ class Machine:
         """Boots.
 
         Raises:
-            CannotBoot: no rights, no systemd-nspawn, or the machine did not come up.
+            CannotBootError: no rights, no systemd-nspawn, or the machine did not come up.
         """
         if os.geteuid() != 0:
-            raise CannotBoot("booting a machine needs root")
+            raise CannotBootError("booting a machine needs root")
         for program in ("systemd-nspawn", "nsenter", "setpriv"):
             if shutil.which(program) is None:
-                raise CannotBoot(f"{program} is not installed")
+                raise CannotBootError(f"{program} is not installed")
         self._cgroups_before = _cgroups()
         command = [
             # Tests that are killed take their machine along: it powers off on SIGTERM.
@@ -73,7 +74,7 @@ class Machine:
         except AssertionError as error:
             self.__exit__()
             last = self._log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise CannotBoot(f"systemd-nspawn does not boot here ({error}; {last})") from error
+            raise CannotBootError(f"systemd-nspawn does not boot here ({error}; {last})") from error
         return self
 
     def __exit__(self, *unused: object) -> None:
@@ -109,7 +110,7 @@ class Machine:
     def enter(self, *command: str, pid: int | None = None) -> list[str]:
         """The command line that runs `command` in there; with `pid`, sees files as it does."""
         files = [f"--mount=/proc/{pid}/ns/mnt"] if pid else ["-m"]
-        return ["nsenter", f"--target={self._init}", *files, *"-u -i -n -p -C --".split(), *command]
+        return ["nsenter", f"--target={self._init}", *files, *_OTHERS, "--", *command]
 
     def call(self, *command: str, pid: int | None = None) -> subprocess.CompletedProcess[str]:
         """Runs `command` in the machine; the caller looks at the return code."""
@@ -135,12 +136,11 @@ class Machine:
 
     def outer_pid(self, pid: int) -> int:
         """The number that this computer has for the machine's process `pid`."""
+        ours = Path(f"/proc/{self._init}/ns/pid").readlink()
         for status in Path("/proc").glob("[0-9]*/status"):
             try:
                 text = status.read_text()
-                same = os.readlink(status.parent / "ns/pid") == os.readlink(
-                    f"/proc/{self._init}/ns/pid"
-                )
+                same = (status.parent / "ns/pid").readlink() == ours
             except OSError:  # it ended meanwhile
                 continue
             numbers = next(row for row in text.splitlines() if row.startswith("NSpid:")).split()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.broker import wait_until
-from support.machine import CannotBoot, Ear, Machine
+from support.machine import CannotBootError, Ear, Machine
 from support.tiny_bundle import build_bundle, write_image
 
 REPOSITORY = Path(__file__).parents[2]
@@ -101,7 +101,7 @@ def machine(folder: Path) -> Iterator[Machine]:
     running = Machine(ROOT, binds, folder / "console.log")
     try:
         running.__enter__()
-    except CannotBoot as error:
+    except CannotBootError as error:
         pytest.skip(str(error))
     yield running
     running.__exit__()

@@ -1,15 +1,11 @@
 """Cameras behind OpenCV's VideoCapture: video files, V4L2 devices, RTSP streams.
 
-`read()` cannot be trusted to return (OpenCV 22677), keeps old frames after a pause, and hands
-them out as good ones after a stall. So a thread reads all the time and keeps one newest frame,
-a frame whose `read()` took too long is thrown away, and a stalled capture is opened anew.
+`read()` keeps old frames after a pause and hands them out as good ones after a stall; a frame
+whose `read()` took too long is therefore thrown away and the capture opened anew.
 """
 
 from __future__ import annotations
 
-import logging
-import random
-import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,163 +13,112 @@ from typing import Any
 import cv2
 import numpy as np
 
-from metal_edge.daemon.cameras import CameraError, CameraTimeoutError, EndOfStreamError
+from metal_edge.daemon.camera_options import refuse_options, refuse_settings
+from metal_edge.daemon.camera_stream import OPEN_TIMEOUT_S, Exposure, StreamCamera
+from metal_edge.daemon.cameras import CameraError, EndOfStreamError
 from metal_edge.daemon.clock import Clock
-from metal_edge.domain import Frame, Image
-from metal_edge.settings import CameraMode, CameraSettings
-
-log = logging.getLogger(__name__)
-
-OPEN_TIMEOUT_S = 5.0
-REOPEN_FIRST_S = 0.2
-REOPEN_LONGEST_S = 2.0
-CLOSE_TIMEOUT_S = 0.5
+from metal_edge.domain import Image, TimeSource
+from metal_edge.settings import CameraSettings
 
 
-class CaptureCamera:
-    """One VideoCapture with its reading thread. Subclasses say how to open it.
+class CaptureSource:
+    """One open VideoCapture. Its frames are stamped with their arrival."""
+
+    never_silent = False  # `read` notices a stall by itself
+    on_request = False
+
+    def __init__(self, capture: Any, name: str, clock: Clock, timeout_s: float) -> None:
+        self.capture = capture
+        self._name = name
+        self._clock = clock
+        self._late_ns = round(timeout_s * 1e9)
+        self._first = True
+
+    def request(self) -> None:
+        """See `Source.request`; never called."""
+
+    def read(self, timeout_s: float) -> Exposure | None:
+        """See `Source.read`; OpenCV blocks for as long as it likes."""
+        del timeout_s
+        began_ns = self._clock.mono_ns()
+        ok, picture = self.capture.read()
+        now_ns = self._clock.mono_ns()
+        late, first = now_ns - began_ns > self._late_ns, self._first
+        self._first = False
+        if not ok or (late and not first):
+            raise CameraError(
+                f"camera {self._name} stalled", "check cable, power and camera.timeout_s"
+            )
+        # The first read may wait for a key frame: late, so not used, but no stall either.
+        return None if late else self.exposure(picture, began_ns, now_ns)
+
+    def exposure(self, picture: Any, began_ns: int, now_ns: int) -> Exposure:
+        """What was read between the two moments."""
+        return Exposure(_to_rgb(picture), now_ns, began_ns, TimeSource.ARRIVAL)
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self.capture.release()
+
+
+class CaptureCamera(StreamCamera):
+    """One VideoCapture at a time. Subclasses say how to open it.
 
     Triggered: `grab` waits for a frame whose `read()` began after the trigger. Exposure is not
     under control, so the part must stand still; a camera with a trigger input is better.
     """
 
-    live = True
-    #: A file ends, and has to be slowed down to look like a camera.
-    is_file = False
-
-    def __init__(self, settings: CameraSettings, clock: Clock) -> None:
-        self._settings = settings
-        self._clock = clock
-        self._random = random.Random()  # noqa: S311  (spreads retries, guards nothing)
-        self._changed = threading.Condition()
-        self._newest: Frame | None = None
-        self._not_before_ns = 0
-        self._ended = False
-        self._seq = 0
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def _capture(self) -> cv2.VideoCapture:
+    def capture(self) -> cv2.VideoCapture:
         """A new capture; it may turn out not to be open."""
         raise NotImplementedError
 
-    def open(self) -> None:
-        """See `Camera.open`."""
-        capture = self._capture()
+    def connect(self) -> CaptureSource:
+        """See `StreamCamera.connect`."""
+        capture = self.capture()
         if not capture.isOpened():
             capture.release()
             raise CameraError(
-                f"camera {self._name} cannot be opened", "check camera.uri, cable and power"
+                f"camera {self.name} cannot be opened", "check camera.uri, cable and power"
             )
-        self._stop.clear()
-        self._thread = threading.Thread(
-            target=self._guarded_read, args=(capture,), name="camera", daemon=True
-        )
-        self._thread.start()
+        return self.source(capture)
 
-    def trigger(self, part_id: str | None) -> None:
-        """See `Camera.trigger`: from now on only newer frames count."""
-        del part_id  # the camera looks at whatever stands in front of it
-        with self._changed:
-            self._not_before_ns = self._clock.mono_ns()
-            self._newest = None
+    def source(self, capture: cv2.VideoCapture) -> CaptureSource:
+        """Wraps a capture that is open."""
+        return CaptureSource(capture, self.name, self._clock, self._settings.timeout_s)
 
-    def grab(self, timeout_s: float) -> Frame:
-        """See `Camera.grab`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._newest is not None or self._ended, timeout_s)
-            frame, self._newest = self._newest, None
-        if frame is not None:
-            return frame
-        if self._ended and self._settings.mode is CameraMode.LATEST:
+
+class VideoSource(CaptureSource):
+    """A file, read at the pace of a camera."""
+
+    def __init__(self, capture: Any, name: str, clock: Clock, fps: float) -> None:
+        super().__init__(capture, name, clock, timeout_s=0)
+        self._period_ns = round(1e9 / fps)
+        self._due_ns = clock.mono_ns()
+        self._pause = threading.Event()
+
+    def read(self, timeout_s: float) -> Exposure | None:
+        """See `Source.read`."""
+        wait_s = (self._due_ns - self._clock.mono_ns()) / 1e9
+        self._pause.wait(min(max(wait_s, 0.0), timeout_s))
+        if wait_s > timeout_s:
+            return None
+        began_ns = self._clock.mono_ns()
+        ok, picture = self.capture.read()
+        if not ok:
             raise EndOfStreamError(f"end of {self._name}", "set camera.loop to go on")
-        if self._ended:
-            raise CameraTimeoutError("no more images", "set camera.loop")
-        raise CameraTimeoutError(
-            f"camera {self._name} gave no frame in time", "check cable, power and frame rate"
-        )
-
-    def close(self) -> None:
-        """See `Camera.close`. A `read()` that never returns is left behind."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(CLOSE_TIMEOUT_S)
-            if self._thread.is_alive():
-                log.warning("camera %s does not return from a read; left behind", self._name)
-        self._thread = None
-
-    @property
-    def _name(self) -> str:
-        """For people and logs: without the password that a URI may carry."""
-        return re.sub(r"//[^/@]*@", "//", self._settings.uri)
-
-    def _guarded_read(self, capture: cv2.VideoCapture) -> None:
-        """The thread. A bug here must be seen; the daemon then runs into grab timeouts."""
-        try:
-            self._read_for_ever(capture)
-        except Exception:
-            log.exception("camera %s: the reading thread failed", self._name)
-
-    def _read_for_ever(self, capture: cv2.VideoCapture) -> None:
-        current: cv2.VideoCapture | None = capture
-        while current is not None:
-            self._read_until_stall(current)
-            current.release()
-            if self.is_file and not self._settings.loop:
-                with self._changed:
-                    self._ended = True
-                    self._changed.notify_all()
-                return
-            current = self._reopen()
-
-    def _read_until_stall(self, capture: cv2.VideoCapture) -> None:
-        """Returns when the capture is at its end, stalled, or no longer wanted."""
-        first = True
-        pace_s = 1 / self._settings.fps if self.is_file else 0.0
-        while not self._stop.is_set():
-            began_ns = self._clock.mono_ns()
-            ok, bgr = capture.read()
-            late = self._clock.mono_ns() - began_ns > self._settings.timeout_s * 1e9
-            if not ok or (late and not first):
-                if not self.is_file:
-                    log.warning("camera %s stalled", self._name)
-                return
-            # The first read may wait for a key frame: late, so not used, but no stall either.
-            if not late:
-                self._keep(bgr, began_ns)
-            first = False
-            if pace_s:
-                self._stop.wait(max(0.0, pace_s - (self._clock.mono_ns() - began_ns) / 1e9))
-
-    def _keep(self, bgr: Any, began_ns: int) -> None:
-        now_ns, utc_ns = self._clock.mono_ns(), self._clock.utc_ns()
-        self._seq += 1
-        name = f"{self._settings.camera_id}-{self._seq}"
-        image = _to_rgb(bgr)
-        frame = Frame(image, self._seq, self._settings.camera_id, name, now_ns, utc_ns)
-        with self._changed:
-            if began_ns >= self._not_before_ns:
-                self._newest = frame
-                self._changed.notify_all()
-
-    def _reopen(self) -> cv2.VideoCapture | None:
-        """A capture that is open; tries for as long as the camera is wanted, ever less often."""
-        delay_s = 0.0 if self.is_file else REOPEN_FIRST_S
-        while not self._stop.wait(delay_s * self._random.uniform(0.8, 1.2)):
-            capture = self._capture()
-            if capture.isOpened():
-                log.info("camera %s is open again", self._name)
-                return capture
-            capture.release()
-            delay_s = min(max(2 * delay_s, REOPEN_FIRST_S), REOPEN_LONGEST_S)
-        return None
+        self._due_ns = max(self._due_ns + self._period_ns, began_ns)
+        return self.exposure(picture, began_ns, self._clock.mono_ns())
 
 
 class VideoCamera(CaptureCamera):
     """A video file, played at `settings.fps`."""
 
     live = False
-    is_file = True
+
+    def __init__(self, settings: CameraSettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        refuse_settings(settings, "a video file is as it is")
+        refuse_options(settings)
 
     def open(self) -> None:
         """See `Camera.open`."""
@@ -183,21 +128,25 @@ class VideoCamera(CaptureCamera):
             )
         super().open()
 
-    def _capture(self) -> cv2.VideoCapture:
+    def capture(self) -> cv2.VideoCapture:
+        """See `CaptureCamera.capture`."""
         return cv2.VideoCapture(self._settings.uri, cv2.CAP_FFMPEG)
 
-
-class V4l2Camera(CaptureCamera):
-    """A camera of the kernel, such as /dev/video0."""
-
-    def _capture(self) -> cv2.VideoCapture:
-        return cv2.VideoCapture(self._settings.uri, cv2.CAP_V4L2)
+    def source(self, capture: cv2.VideoCapture) -> VideoSource:
+        """See `CaptureCamera.source`."""
+        return VideoSource(capture, self.name, self._clock, self._settings.fps)
 
 
 class RtspCamera(CaptureCamera):
     """An RTSP stream through FFmpeg; by TCP, OpenCV's default."""
 
-    def _capture(self) -> cv2.VideoCapture:
+    def __init__(self, settings: CameraSettings, clock: Clock) -> None:
+        super().__init__(settings, clock)
+        refuse_settings(settings, "set it on the camera's own pages")
+        refuse_options(settings)
+
+    def capture(self) -> cv2.VideoCapture:
+        """See `CaptureCamera.capture`."""
         limits = [
             int(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC),
             round(OPEN_TIMEOUT_S * 1000),

@@ -16,7 +16,7 @@ GROUP = "metal_edge.cameras"
 _BUILT_IN = (
     EntryPoint("folder", "metal_edge.daemon.camera_folder:FolderCamera", GROUP),
     EntryPoint("video", "metal_edge.daemon.camera_capture:VideoCamera", GROUP),
-    EntryPoint("v4l2", "metal_edge.daemon.camera_capture:V4l2Camera", GROUP),
+    EntryPoint("v4l2", "metal_edge.daemon.camera_v4l2:V4l2Camera", GROUP),
     EntryPoint("rtsp", "metal_edge.daemon.camera_capture:RtspCamera", GROUP),
     EntryPoint("csi", "metal_edge.daemon.camera_gstreamer:CsiCamera", GROUP),
     EntryPoint("gstreamer", "metal_edge.daemon.camera_gstreamer:GStreamerCamera", GROUP),

@@ -173,7 +173,7 @@ class ScriptedCamera(CaptureCamera):
         self._scripts = iter(scripts)
         self.openings = 0
 
-    def _capture(self) -> Any:
+    def capture(self) -> Any:
         self.openings += 1
         return ScriptedCapture(next(self._scripts)())
 

@@ -23,7 +23,7 @@ from metal_edge.daemon.regions import (
 )
 from metal_edge.domain import Decision, Frame, Inspection, Region, Trigger, Verdict
 
-# The graph may have reduced its map in FP16; a wrong share of pixels is further off than this.
+# Of score or threshold. The graph may have reduced its map in FP16; a wrong share is further off.
 REDUCTION_TOLERANCE = 0.01
 
 
@@ -117,9 +117,9 @@ def assess(inspection: Inspection, rules: Rules, area: Area) -> Assessment:
     """The score that counts, and the regions that go with it.
 
     It is the graph's own score unless the rules take something away: pixels that are not
-    inspected, and hot areas below the minimum. Then it is the graph's reduction over the rest.
-    What is taken away counts as the coldest pixel that is inspected, and the mean stays one over
-    as many pixels: taking away can lower a score, never raise it.
+    inspected, and hot areas below the minimum. Then it is the graph's reduction over the rest, a
+    mean over as many pixels as before, where what was too small counts as 0. So taking away can
+    lower a score and never raise it: the promise that the threshold carries still holds.
 
     Args:
         inspection: what the model said.
@@ -137,7 +137,7 @@ def assess(inspection: Inspection, rules: Rules, area: Area) -> Assessment:
         values = heat if inspected is None else heat[inspected]
         if hot.too_small is not None:
             small = hot.too_small if inspected is None else hot.too_small[inspected]
-            values = np.where(small, values.min(), values)
+            values = np.where(small, np.float32(0), values)
         score = reduce_map(values, hottest_count(rules.score_share or 0.0, heat.size))
     return Assessment(inspection, rules, score, hot.regions)
 
@@ -148,27 +148,35 @@ def _assessment_fault(inspection: Inspection, rules: Rules, area: Area) -> Reaso
         return Reason.NOT_FINITE
     if rules.threshold is None or not math.isfinite(rules.threshold):
         return Reason.NO_THRESHOLD
-    wanted = rules.regions
-    if wanted is None:
-        return None
-    if inspection.anomaly_map.shape != wanted.shape or area != wanted.area:
-        return Reason.INCONSISTENT
-    if wanted.filters and not reproduces(inspection, rules):
+    if rules.regions is not None and not _fits(inspection, rules, rules.regions, area):
         return Reason.INCONSISTENT
     return None
 
 
-def reproduces(inspection: Inspection, rules: Rules) -> bool:
+def _fits(inspection: Inspection, rules: Rules, wanted: RegionRules, area: Area) -> bool:
+    """False where the region rules were made for another map, or cannot be carried out on it."""
+    heat = inspection.anomaly_map
+    if heat.shape != wanted.shape or area != wanted.area:
+        return False
+    if not wanted.filters:
+        return True
+    threshold, share = rules.threshold or 0.0, rules.score_share
+    if share is None or not reproduces(inspection, share, threshold):
+        return False
+    # What is too small counts as 0, which must be below everything hot.
+    enough = wanted.pixels >= hottest_count(share, heat.size)
+    return enough and (wanted.min_area_px == 0 or threshold > 0)
+
+
+def reproduces(inspection: Inspection, score_share: float, threshold: float) -> bool:
     """True when the reduction, over the whole map, gives the graph's own score.
 
     If it does not, a score over a part of the map would be compared with a threshold that was
     calibrated for something else.
     """
-    if rules.score_share is None:
-        return False
-    heat = inspection.anomaly_map
-    ours = reduce_map(heat, hottest_count(rules.score_share, heat.size))
-    return math.isclose(ours, inspection.score, rel_tol=REDUCTION_TOLERANCE, abs_tol=1e-12)
+    heat, slack = inspection.anomaly_map, REDUCTION_TOLERANCE
+    ours = reduce_map(heat, hottest_count(score_share, heat.size))
+    return math.isclose(ours, inspection.score, rel_tol=slack, abs_tol=slack * abs(threshold))
 
 
 def decide(trigger: Trigger, evidence: Evidence, rules: Rules, now_mono_ns: int) -> Decision:

@@ -49,6 +49,18 @@ class RegionRules:
         """True when the score that counts can differ from the graph's own."""
         return self.inspected is not None or self.min_area_px > 0
 
+    @property
+    def pixels(self) -> int:
+        """How many pixels of the map are inspected."""
+        if self.inspected is None:
+            return self.shape[0] * self.shape[1]
+        return int(np.count_nonzero(self.inspected))
+
+    @property
+    def pixel_area(self) -> float:
+        """Of one map pixel, in source-image pixels."""
+        return (self.area[2] / self.shape[1]) * (self.area[3] / self.shape[0])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HotAreas:

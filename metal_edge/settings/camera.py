@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from metal_edge.settings.base import Level, Section
 
@@ -40,7 +40,9 @@ PixelFormat = Literal[
     "bgr8",
 ]
 # Corners in source-image pixels, at least three; the outline closes itself.
-Polygon = Annotated[tuple[tuple[float, float], ...], Field(min_length=3, max_length=256)]
+Polygon = Annotated[
+    tuple[tuple[FiniteFloat, FiniteFloat], ...], Field(min_length=3, max_length=256)
+]
 
 
 class RegionSettings(Section):

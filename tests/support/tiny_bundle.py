@@ -141,7 +141,7 @@ def build_bundle(
             "name": "tiny",
             "version": "1",
             "created_utc": "2026-01-01T00:00:00Z",
-            "model": {"family": "brightness"},
+            "model": {"family": "brightness", "score_share": 0.0},
             "precision": "fp32",
             "backend": "onnxruntime",
             "preprocess": {

@@ -1,0 +1,121 @@
+"""From a bundle and a recipe's settings to the rules of one view, or to an error. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from metal_edge.bundle import Bundle
+from metal_edge.daemon.decision import Rules, reproduces
+from metal_edge.daemon.regions import (
+    RegionRules,
+    hottest_count,
+    inspected_mask,
+)
+from metal_edge.domain import Inspection
+from metal_edge.errors import SettingsError
+from metal_edge.settings import RegionSettings
+
+_REBUILD = "build the bundle again, or leave `regions` empty"
+
+
+def view_rules(
+    bundle: Bundle,
+    regions: RegionSettings,
+    max_frame_age_ms: float,
+    golden: Sequence[Inspection],
+) -> Rules:
+    """What evidence of one view is held against.
+
+    Args:
+        bundle: gives threshold, picture size, and how the score comes from the map.
+        regions: of the recipe.
+        max_frame_age_ms: an older frame is stale.
+        golden: what the bundle's model says of its golden images, at least one; the size of its
+            map, and proof that the score can be formed anew from a part of it.
+
+    Raises:
+        SettingsError: `regions` cannot be carried out with this bundle, or leaves a place where
+            nothing could ever be rejected.
+    """
+    source = bundle.manifest.preprocess
+    size = None
+    if source.source_width is not None and source.source_height is not None:
+        size = (source.source_width, source.source_height)
+    rules = Rules(
+        bundle.thresholds.score,
+        round(max_frame_age_ms * 1e6),
+        size,
+        score_share=_score_share(bundle),
+    )
+    if regions == RegionSettings():
+        return rules
+    area = source.crop or ((0, 0, *size) if size else None)
+    if area is None:
+        raise SettingsError(
+            f"regions: bundle {bundle.path} does not say how large its pictures are", _REBUILD
+        )
+    rows, columns = golden[0].anomaly_map.shape
+    mask = inspected_mask((rows, columns), area, regions.inspect, regions.ignore)
+    wanted = RegionRules(area, (rows, columns), mask, regions.min_area_px, regions.hysteresis)
+    _check_sense(wanted, bundle.thresholds.score)
+    if wanted.filters:
+        _check_score(wanted, rules, bundle, golden)
+    return replace(rules, regions=wanted)
+
+
+def _score_share(bundle: Bundle) -> float | None:
+    """Which part of the map the graph's score is the mean of; None when nobody knows."""
+    share = bundle.manifest.model.get("score_share")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        return None
+    return float(share)
+
+
+def _check_sense(wanted: RegionRules, threshold: float) -> None:
+    if threshold <= 0 and (wanted.min_area_px > 0 or wanted.hysteresis is not None):
+        raise SettingsError(
+            f"regions: min_area_px and hysteresis need a threshold above 0, it is {threshold:.6g}",
+            "leave them out for this bundle",
+        )
+    mask = wanted.inspected if wanted.inspected is not None else np.ones(wanted.shape, np.bool_)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    islands = stats[1:]
+    smallest = islands[islands[:, cv2.CC_STAT_AREA].argmin()]
+    size = float(smallest[cv2.CC_STAT_AREA]) * wanted.pixel_area
+    if size < wanted.min_area_px:
+        x = wanted.area[0] + round(smallest[0] * wanted.area[2] / wanted.shape[1])
+        y = wanted.area[1] + round(smallest[1] * wanted.area[3] / wanted.shape[0])
+        raise SettingsError(
+            f"regions: what is inspected near x={x}, y={y} has {size:.0f} pixels, less than"
+            f" min_area_px ({wanted.min_area_px}): nothing there could ever be rejected",
+            "lower min_area_px, enlarge that polygon, or let ignore polygons overlap",
+        )
+
+
+def _check_score(
+    wanted: RegionRules, rules: Rules, bundle: Bundle, golden: Sequence[Inspection]
+) -> None:
+    share, threshold = rules.score_share, bundle.thresholds.score
+    if share is None:
+        raise SettingsError(
+            f"regions: bundle {bundle.path} does not say how its score comes from the map"
+            " (no score_share)",
+            _REBUILD,
+        )
+    if not all(reproduces(inspection, share, threshold) for inspection in golden):
+        raise SettingsError(
+            f"regions: the score of bundle {bundle.path} is not what its score_share ({share})"
+            " says",
+            _REBUILD,
+        )
+    needed = hottest_count(share, wanted.shape[0] * wanted.shape[1])
+    if wanted.pixels < needed:
+        raise SettingsError(
+            f"regions: {wanted.pixels} pixels of the map are inspected, but the score is the mean"
+            f" of {needed}: the threshold would not hold for it",
+            "inspect more, or use a model with a smaller score_share",
+        )

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from metal_edge.daemon.tls import client_context, tls_remedy
 from metal_edge.errors import UnavailableError
 from metal_edge.settings import MqttSettings
 
@@ -32,11 +33,14 @@ log = logging.getLogger(__name__)
 
 # Larger packets do not even leave the broker.
 MAX_PACKET = 65_536
+# QoS 1 messages waiting in paho; only answers to commands can come near.
+MAX_QUEUED = 1000
+UNSPECIFIED = "Unspecified error"  # paho's word for a socket that was closed on us
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Something to publish. `expiry_s` is MQTT's message expiry interval."""
+    """Something to publish. `expiry_s` is MQTT's message expiry interval; JSON unless said."""
 
     topic: str
     payload: bytes
@@ -44,6 +48,7 @@ class Message:
     retain: bool = False
     expiry_s: int | None = None
     correlation: bytes | None = None
+    content_type: str | None = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +100,13 @@ class Connection:
         on_message: Callable[[Connection, Incoming], None],
     ) -> None:
         self.acks: deque[Ack] = deque()
-        self.callback_failed = False
+        self._failing: set[str] = set()
         self._settings = settings
         self._topics = topics
         self._on_message = on_message
         self._answered = threading.Event()
         self._refusal: str | None = "no answer"
+        self._socket_fault: str | None = None
         self._lost = threading.Event()
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2,
@@ -112,12 +118,19 @@ class Connection:
             will.topic, will.payload, will.qos, will.retain, _publish_properties(will)
         )
         self._client.connect_timeout = settings.connect_timeout_s
+        self._client.max_queued_messages_set(MAX_QUEUED)
         self._client.on_socket_open = _send_at_once
         self._client.on_connect = self._connected
         self._client.on_subscribe = self._subscribed
         self._client.on_disconnect = self._disconnected
         self._client.on_publish = self._published
         self._client.on_message = self._arrived
+        self._client.on_log = self._note_fault
+
+    @property
+    def callback_failed(self) -> bool:
+        """True while the last message of some topic could not be handled."""
+        return bool(self._failing)
 
     @property
     def alive(self) -> bool:
@@ -142,12 +155,11 @@ class Connection:
             raise self._unavailable(f"cannot be reached ({error})", _remedy(error)) from error
         self._client.loop_start()
         self._answered.wait(self._settings.connect_timeout_s)
+        self._client.on_log = None  # paho would go on to format a line for every packet
         if self._refusal is not None:
             self.close()
-            raise self._unavailable(
-                f"refused the connection ({self._refusal})",
-                "check mqtt.username, mqtt.password_file and the broker's access rules",
-            )
+            why = self._socket_fault or self._refusal
+            raise self._unavailable(f"refused the connection ({why})", self._refusal_remedy(why))
 
     def publish(self, message: Message) -> int | None:
         """Hands one message to the client; its id, or None when there is no connection."""
@@ -190,17 +202,16 @@ class Connection:
                 f"mqtt.password_file {settings.password_file} cannot be read ({error})",
                 "make it readable for the service",
             ) from error
-        if settings.ca_file is None:
-            return
-        files = [str(f) for f in (settings.ca_file, settings.cert_file, settings.key_file) if f]
-        ca, cert, key = (*files, None, None)[:3]
-        try:
-            self._client.tls_set(ca, cert, key, tls_version=ssl.PROTOCOL_TLS_CLIENT)
-        except (OSError, ValueError) as error:  # SSLError is an OSError
-            raise self._unavailable(
-                f"cannot use the TLS files {', '.join(files)} ({error})",
-                "check mqtt.ca_file, mqtt.cert_file and mqtt.key_file",
-            ) from error
+        context = client_context(settings)
+        if context is not None:
+            self._client.tls_set_context(context)
+
+    def _refusal_remedy(self, why: str) -> str:
+        if self._settings.ca_file is None and why == UNSPECIFIED:
+            return "does mqtt.port speak TLS? then set mqtt.ca_file"
+        return tls_remedy(why) or (
+            "check mqtt.username, mqtt.password_file and the broker's access rules"
+        )
 
     def _unavailable(self, what: str, remedy: str) -> UnavailableError:
         where = f"{self._settings.host}:{self._settings.port}"
@@ -216,7 +227,10 @@ class Connection:
             self._answer(None)
             return
         # Retained commands are old commands.
-        options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+        # The flag must arrive as it was sent: who retains commands is to be told.
+        options = SubscribeOptions(
+            qos=1, retainAsPublished=True, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND
+        )
         client.subscribe([(topic, options) for topic in self._topics])
 
     def _subscribed(
@@ -233,6 +247,11 @@ class Connection:
         self._refusal = refusal
         self._answered.set()
 
+    def _note_fault(self, client: Any, data: Any, level: int, text: str) -> None:
+        """paho tells of a socket's fault in its log only: a TLS alert, for one."""
+        if level == LogLevel.MQTT_LOG_ERR:
+            self._socket_fault = text
+
     def _disconnected(
         self, client: Any, data: Any, flags: Any, code: ReasonCode, properties: Any
     ) -> None:
@@ -246,7 +265,11 @@ class Connection:
         self.acks.append(Ack(mid, str(code) if code.is_failure else None))
 
     def _arrived(self, client: Any, data: Any, message: paho.MQTTMessage) -> None:
-        """An exception that left here would end paho's thread without a word."""
+        """An exception that left here would end paho's thread without a word.
+
+        So none leaves, whatever it is: one part goes without an answer, which its gate takes for
+        a reject, and the line says `degraded` until a message of that topic is handled again.
+        """
         try:
             properties = message.properties
             self._on_message(
@@ -259,21 +282,23 @@ class Connection:
                     getattr(properties, "CorrelationData", None),
                 ),
             )
+            self._failing.discard(message.topic)
         except Exception:
-            self.callback_failed = True
+            self._failing.add(message.topic)
             log.exception("handling a message of %s failed", message.topic)
 
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return "check mqtt.ca_file, the broker's certificate, its name and its dates"
+        return tls_remedy(f"ssl {error}") or "check mqtt.ca_file"
     return "check mqtt.host, mqtt.port, and that the broker runs"
 
 
 def _publish_properties(message: Message) -> Properties:
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    properties.PayloadFormatIndicator = 1
-    properties.ContentType = "application/json"
+    if message.content_type is not None:
+        properties.PayloadFormatIndicator = 1  # UTF-8
+        properties.ContentType = message.content_type
     if message.expiry_s is not None:
         properties.MessageExpiryInterval = message.expiry_s
     if message.correlation is not None:

@@ -8,35 +8,43 @@ thread of its own.
 from __future__ import annotations
 
 import logging
-import random
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.connection import Connection, Incoming, Message
+from metal_edge.daemon.echo import EchoWatch
 from metal_edge.daemon.events import EventSender
 from metal_edge.daemon.messages import encode
 from metal_edge.daemon.outbox import MemoryOutbox, Outbox
-from metal_edge.errors import MetalEdgeError
+from metal_edge.daemon.reconnect import Connector
+from metal_edge.daemon.topics import (
+    COMMAND,
+    DECISION,
+    ECHO,
+    EVENT,
+    HEARTBEAT,
+    MAX_CORRELATION,
+    REPLY,
+    RETAINED,
+    STATE,
+    Topic,
+    may_answer,
+)
 from metal_edge.settings import MqttSettings
 
 log = logging.getLogger(__name__)
 
-DECISION_EXPIRY_S = 1
-HEARTBEAT_EXPIRY_S = 1
-EVENT_EXPIRY_S = 7 * 24 * 3600
-ANSWER_EXPIRY_S = 10
 # A message unacknowledged for this long: the broker hangs, so a decision would arrive stale.
 UNRESPONSIVE_NS = 1_000_000_000
-RECONNECT_FIRST_S = 1.0
-RECONNECT_LONGEST_S = 5.0
-MAX_CORRELATION = 256
-MAX_RESPONSE_TOPIC = 256
 
-Handler = Callable[[str, bytes, bool], dict[str, Any]]
+Send = Callable[[dict[str, Any]], None]
+# verb, payload, retained, and where the answer goes, now or later
+OnCommand = Callable[[str, bytes, bool, Send], None]
+# Gets a copy of what is published: the topic's name and the payload. Must return at once.
+Copy = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,7 @@ class BrokerHealth:
     events_dropped: int
     decisions_dropped: int
     problems: tuple[str, ...]
+    echo_age_ms: float | None = None
 
 
 @dataclass(slots=True)
@@ -66,10 +75,10 @@ class Publisher:
         settings: the broker.
         topic_root: of this station.
         will: payload of `state` when the connection breaks.
-        on_command: called with verb, payload and whether it was retained; gives the answer.
+        on_command: takes each command, in the broker's thread; see Commands.handle.
         clock: ages of acknowledgements are measured on its monotonic side.
-        verbs: of the commands to listen for.
         outbox: where audit events wait; by default in memory, `settings.event_queue` of them.
+        copies: hear of decisions and retained payloads after they were published.
     """
 
     def __init__(
@@ -78,22 +87,24 @@ class Publisher:
         topic_root: str,
         *,
         will: dict[str, Any],
-        on_command: Handler,
+        on_command: OnCommand,
         clock: Clock,
-        verbs: tuple[str, ...] = ("trigger",),
         outbox: Outbox | None = None,
+        copies: Sequence[Copy] = (),
     ) -> None:
         self._settings = settings
         self._root = topic_root
-        self._will = Message(f"{topic_root}/state", encode(will), qos=1, retain=True)
+        self._will = Message(f"{topic_root}/{STATE.name}", encode(will), STATE.qos, STATE.retain)
         self._on_command = on_command
         self._clock = clock
-        self._topics = tuple(f"{topic_root}/cmd/{verb}" for verb in verbs)
-        self._random = random.Random()  # noqa: S311  (spreads reconnections, guards nothing)
+        self._copies = tuple(copies)
+        self._topics: tuple[str, ...] = (f"{topic_root}/{COMMAND.name}/+",)
+        self._echo: EchoWatch | None = None
+        if settings.echo_timeout_s is not None:
+            self._echo = EchoWatch(str(will["session_id"]), settings.echo_timeout_s)
+            self._topics += (f"{topic_root}/{ECHO.name}",)
         self._connection: Connection | None = None
-        self._waiting_connection: deque[Connection] = deque(maxlen=1)
-        self._connector: threading.Thread | None = None
-        self._stopping = threading.Event()
+        self._connector = Connector(self._new_connection)
         self._retained: dict[str, bytes] = {}
         self._outbox: Outbox = outbox or MemoryOutbox(settings.event_queue)
         self._events = EventSender(self._outbox)
@@ -101,7 +112,6 @@ class Publisher:
         self._last_ack_ns: int | None = None
         self._decisions_dropped = 0
         self._denied: set[str] = set()
-        self._callback_failed = False
 
     def open(self) -> None:
         """Makes the first connection.
@@ -116,7 +126,8 @@ class Publisher:
     def retain(self, name: str, payload: dict[str, Any]) -> None:
         """Sets `state`, `model` or `config`: sent now, and again after every reconnection."""
         self._retained[name] = encode(payload)
-        self._send_retained(name)
+        self._send(RETAINED[name], self._retained[name])
+        self._copy(name, payload)
 
     def decision(self, payload: dict[str, Any]) -> bool:
         """Sends a decision now or never: one that waited would reject the wrong part.
@@ -124,14 +135,17 @@ class Publisher:
         Returns:
             False when the broker is away or does not answer; the decision is counted, not kept.
         """
-        message = Message(
-            f"{self._root}/decision", encode(payload), qos=0, expiry_s=DECISION_EXPIRY_S
-        )
+        message = self._message(DECISION, encode(payload))
         connection = self._connection
-        if connection is None or not self._responsive() or connection.publish(message) is None:
+        sent = (
+            connection is not None
+            and self._responsive()
+            and connection.publish(message) is not None
+        )
+        if not sent:
             self._decisions_dropped += 1
-            return False
-        return True
+        self._copy(DECISION.name, payload)
+        return sent
 
     def event(self, payload: dict[str, Any]) -> None:
         """Puts the audit copy into the outbox; `pump` sends it."""
@@ -139,18 +153,22 @@ class Publisher:
 
     def heartbeat(self, payload: dict[str, Any]) -> None:
         """Sends a sign of life, unless earlier ones still hang: old ones must not pile up."""
-        if self._responsive():
-            self._send("heartbeat", encode(payload), HEARTBEAT_EXPIRY_S)
+        if not self._responsive():
+            return
+        mid = self._send(HEARTBEAT, encode(payload))
+        if self._echo is not None and mid is not None:
+            self._echo.sent(payload["seq"], self._clock.mono_ns())
 
     def pump(self) -> None:
         """Moves things on: acknowledgements, waiting events, a lost connection."""
         self._collect_acks()
-        if self._waiting_connection:
-            self._adopt(self._waiting_connection.popleft())
+        connection = self._connector.take()
+        if connection is not None:
+            self._adopt(connection)
         if self._connection is None or self._is_dead(self._connection):
             self._start_connecting()
             return
-        self._events.pump(lambda event: self._send("event", event, EVENT_EXPIRY_S))
+        self._events.pump(lambda event: self._send(EVENT, event))
 
     def health(self) -> BrokerHealth:
         """See BrokerHealth."""
@@ -160,8 +178,10 @@ class Publisher:
         responsive = self._responsive()
         if not responsive:
             problems.append("broker")
-        if self._callback_failed:
+        if self._connection is not None and self._connection.callback_failed:
             problems.append("callback")
+        if self._echo is not None and self._echo.silent(now_ns):
+            problems.append("echo")
         events = self._events.stats()
         if events.problem is not None:
             problems.append(f"outbox: {events.problem}")
@@ -172,11 +192,13 @@ class Publisher:
             events_dropped=events.dropped,
             decisions_dropped=self._decisions_dropped,
             problems=tuple(problems),
+            echo_age_ms=None if self._echo is None else self._echo.age_ms(now_ns),
         )
 
     def close(self, last_state: dict[str, Any], timeout_s: float) -> None:
         """Says `last_state`, waits up to `timeout_s` for acknowledgements, disconnects."""
-        self._stopping.set()
+        self._connector.stop()
+        self.pump()  # a connection made a moment ago is there to say goodbye on
         connection = self._connection
         if connection is None or not connection.alive:
             if connection is not None:
@@ -206,29 +228,27 @@ class Publisher:
         oldest = min((sent.sent_ns for sent in list(self._unacked.values())), default=None)
         return 0 if oldest is None else self._clock.mono_ns() - oldest
 
-    def _send(
-        self,
-        name: str,
-        payload: bytes,
-        expiry_s: int | None = None,
-        retain: bool = False,
-    ) -> int | None:
+    def _send(self, topic: Topic, payload: bytes) -> int | None:
         """One QoS 1 message, remembered until acknowledged; its id, None without connection."""
-        message = Message(f"{self._root}/{name}", payload, 1, retain, expiry_s)
         now_ns = self._clock.mono_ns()
+        message = self._message(topic, payload)
         mid = self._connection.publish(message) if self._connection else None
         if mid is not None:
-            self._unacked[mid] = _Sent(name, now_ns)
+            self._unacked[mid] = _Sent(topic.name, now_ns)
         return mid
 
-    def _send_retained(self, name: str) -> None:
-        self._send(name, self._retained[name], retain=True)
+    def _message(self, topic: Topic, payload: bytes) -> Message:
+        name = f"{self._root}/{topic.name}"
+        return Message(name, payload, topic.qos, topic.retain, topic.expiry_s)
+
+    def _copy(self, name: str, payload: dict[str, Any]) -> None:
+        for copy in self._copies:
+            copy(name, payload)
 
     def _collect_acks(self) -> None:
         connection = self._connection
         if connection is None:
             return
-        self._callback_failed |= connection.callback_failed
         while connection.acks:
             ack = connection.acks.popleft()
             sent = self._unacked.pop(ack.mid, None)
@@ -249,73 +269,52 @@ class Publisher:
 
     def _start_connecting(self) -> None:
         """Drops the dead connection, keeps its unacknowledged events, tries in a thread."""
-        if self._connector is not None and self._connector.is_alive():
-            return
-        if self._stopping.is_set() or self._waiting_connection:
+        if self._connector.busy or self._connector.stopped:
             return
         if self._connection is not None:
             log.warning("connection to the broker lost")
         dead, self._connection = self._connection, None
         self._events.connection_lost()
         self._unacked.clear()
-        self._connector = threading.Thread(
-            target=self._connect, args=(dead,), name="mqtt-connect", daemon=True
-        )
-        self._connector.start()
-
-    def _connect(self, dead: Connection | None) -> None:
-        """The connecting thread: ends with a connection, or when the daemon stops."""
-        if dead is not None:
-            dead.close()
-        delay_s, told = RECONNECT_FIRST_S, ""
-        while not self._stopping.wait(delay_s * self._random.uniform(0.75, 1.0)):
-            connection = self._new_connection()
-            try:
-                connection.open()
-            except MetalEdgeError as error:
-                if str(error) != told:
-                    log.warning("%s", error)
-                told = str(error)
-                delay_s = min(2 * delay_s, RECONNECT_LONGEST_S)
-                continue
-            except Exception:
-                log.exception("connecting to the broker failed")
-                delay_s = RECONNECT_LONGEST_S
-                continue
-            self._waiting_connection.append(connection)
-            return
+        self._connector.start(dead)
 
     def _adopt(self, connection: Connection) -> None:
         log.info("connected to the broker again")
         self._connection = connection
-        for name in self._retained:
-            self._send_retained(name)
+        if self._echo is not None:
+            self._echo.connected()
+        for name, payload in self._retained.items():
+            self._send(RETAINED[name], payload)
 
     def _new_connection(self) -> Connection:
         client_id = self._root.replace("/", ":")
         return Connection(self._settings, client_id, self._will, self._topics, self._arrived)
 
     def _arrived(self, connection: Connection, incoming: Incoming) -> None:
-        """A command, in the broker's thread. Answers where the sender asked, if it may be."""
-        verb = incoming.topic.rpartition("/")[2]
-        answer = self._on_command(verb, incoming.payload, incoming.retained)
+        """An echo or a command, in the broker's thread."""
+        name = incoming.topic.removeprefix(f"{self._root}/")
+        if name == ECHO.name:
+            if self._echo is not None:
+                self._echo.heard(incoming.payload)
+            return
+
+        def answer(payload: dict[str, Any]) -> None:
+            # A slow answer may outlive the connection that its command came on.
+            self._answer(self._connection or connection, incoming, payload)
+
+        verb = name.removeprefix(f"{COMMAND.name}/")
+        self._on_command(verb, incoming.payload, incoming.retained, answer)
+
+    def _answer(self, connection: Connection, incoming: Incoming, payload: dict[str, Any]) -> None:
+        """Speaks where the sender asked for it, if that may be."""
         topic, correlation = incoming.response_topic, incoming.correlation
         if topic is None:
             return
-        if not self._may_answer(topic) or len(correlation or b"") > MAX_CORRELATION:
+        if not may_answer(self._root, topic) or len(correlation or b"") > MAX_CORRELATION:
             log.warning("no answer to a command: its response topic or correlation is refused")
             return
         message = Message(
-            topic, encode(answer), 1, expiry_s=ANSWER_EXPIRY_S, correlation=correlation
+            topic, encode(payload), REPLY.qos, expiry_s=REPLY.expiry_s, correlation=correlation
         )
         if connection.publish(message) is None:
             log.warning("no answer to a command: the connection is gone")
-
-    def _may_answer(self, topic: str) -> bool:
-        """A sender must not make us speak on our own topics, where a PLC believes us."""
-        if not 0 < len(topic) <= MAX_RESPONSE_TOPIC or topic.startswith("$"):
-            return False
-        if any(character in topic for character in "+#\0"):
-            return False
-        own = topic == self._root or topic.startswith(self._root + "/")
-        return not own or topic.startswith(self._root + "/reply/")

@@ -9,7 +9,6 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 
@@ -110,19 +109,12 @@ def _connect(
 ) -> tuple[Publisher, Reporter, TriggerQueue]:
     """Ties trigger desk, queue and publisher together, and connects."""
     queue = TriggerQueue(settings.decision.trigger_queue)
-
     commands = Commands(clock)
-
-    def on_command(verb: str, payload: bytes, retained: bool) -> dict[str, Any]:
-        answers: list[dict[str, Any]] = []
-        commands.handle(verb, payload, retained, answers.append)
-        return answers[0]
-
     publisher = Publisher(
         settings.mqtt,
         identity.topic_root,
         will=state_payload("offline", identity, None, ("connection lost",)),
-        on_command=on_command,
+        on_command=commands.handle,
         clock=clock,
     )
     reporter = Reporter(publisher, identity, clock)

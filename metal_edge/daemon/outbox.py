@@ -7,11 +7,14 @@ oldest first. Every method may be called from any thread, returns at once and ne
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,13 @@ class OutboxStats:
 class Outbox(Protocol):
     """See the module."""
 
+    def begin(self, event_id: str, payload: bytes) -> None:
+        """Announces an event whose `put` follows; `payload` is what counts if it never comes.
+
+        Called before a decision goes out: if the process dies in between, an outbox that can
+        still tells of it.
+        """
+
     def put(self, event_id: str, payload: bytes) -> None:
         """Adds an event; an id that waits already is not added again."""
 
@@ -57,6 +67,9 @@ class Outbox(Protocol):
     def stats(self) -> OutboxStats:
         """See OutboxStats."""
 
+    def close(self, timeout_s: float) -> None:
+        """Brings to safety what can be, within the time; nothing may be called afterwards."""
+
 
 class MemoryOutbox:
     """Keeps at most `limit` waiting events in memory; then the oldest gives way."""
@@ -68,6 +81,9 @@ class MemoryOutbox:
         self._on_the_way: dict[str, OutboxEvent] = {}
         self._known: set[str] = set()
         self._dropped = 0
+
+    def begin(self, event_id: str, payload: bytes) -> None:
+        """Nothing here outlives the process."""
 
     def put(self, event_id: str, payload: bytes) -> None:
         """See `Outbox.put`."""
@@ -108,3 +124,10 @@ class MemoryOutbox:
         """See `Outbox.stats`."""
         with self._lock:
             return OutboxStats(len(self._waiting) + len(self._on_the_way), self._dropped)
+
+    def close(self, timeout_s: float) -> None:
+        """What is left is lost."""
+        del timeout_s
+        depth = self.stats().depth
+        if depth:
+            log.warning("%d events were not delivered and are lost", depth)

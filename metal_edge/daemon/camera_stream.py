@@ -35,6 +35,9 @@ CLOSE_TIMEOUT_S = 0.5
 POLL_S = 0.1  # a source is asked for so long at a time, so that `close` is soon heard
 # No driver call takes so long but one that hangs; its thread is given up.
 HANGS_AFTER_S = 10.0
+# `hardware`: nobody knows what was lost before a counter that began anew. A gap of more than
+# `exposures.MAX_GAP` says so.
+RESTART_GAP = 1000
 # Each one left behind holds memory and perhaps the device: more would hide a broken driver.
 MOST_LEFT_BEHIND = 4
 
@@ -264,12 +267,12 @@ class Reader:
         )
 
     def _next_seq(self, camera_seq: int | None) -> int:
-        """The camera's counter, moved so that it goes on after a reconnect or a reset of it."""
+        """The camera's own counter, moved so that numbers only grow; with its gaps."""
         if camera_seq is None:
-            self.seq += 1
-            return self.seq
+            camera_seq = self.seq + 1 - (self._seq_offset or 0)
         if self._seq_offset is None or camera_seq + self._seq_offset <= self.seq:
-            self._seq_offset = self.seq + 1 - camera_seq
+            began_anew = self.settings.mode is CameraMode.HARDWARE and self.seq > 0
+            self._seq_offset = self.seq + (RESTART_GAP if began_anew else 1) - camera_seq
         self.seq = camera_seq + self._seq_offset
         return self.seq
 

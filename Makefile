@@ -109,4 +109,4 @@ clean:
 	rm -rf build $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 device-check: setup
-	$(BIN)/python -m tools.device $(if $(RUN),--run $(RUN))
+	$(BIN)/python -m tools.device $(if $(RUN),--run $(RUN)) $(if $(KERNELS_ONLY),--kernels-only)

@@ -23,10 +23,17 @@ from metal_edge.runtime.tensorrt_runner import TensorRtRunner
 _GPU_NODES = ("/dev/nvidia0", "/dev/nvhost-gpu", "/dev/nvgpu/igpu0/channel")
 
 
+def missing_gpu() -> str | None:
+    """Words for a machine without an NVIDIA GPU; None if there is one."""
+    there = any(Path(node).exists() for node in _GPU_NODES)
+    return None if there else "no NVIDIA GPU found"
+
+
 def missing_for_tensorrt() -> str | None:
     """What keeps this machine from using TensorRT, in a few words; None if nothing does."""
-    if not any(Path(node).exists() for node in _GPU_NODES):
-        return "no NVIDIA GPU found"
+    missing = missing_gpu()
+    if missing is not None:
+        return missing
     if importlib.util.find_spec("tensorrt") is None:
         return "the tensorrt Python package is not installed"
     return missing_cuda_package()

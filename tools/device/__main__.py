@@ -1,7 +1,7 @@
 """`make device-check`: engines built, compared and timed on the NVIDIA machine that it runs on.
 
-Nobody has run it yet where the project is developed: there is no GPU. docs/tensorrt.md says so
-until a report lies there.
+With --kernels-only it does without TensorRT. docs/kernels.md and docs/tensorrt.md say on which
+machines which part was run.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from metal_edge.export.onnx_model import probe_images
 from metal_edge.export.tensorrt_inspect import layers_of
 from metal_edge.files import write_text
 from metal_edge.runtime.base import Runner
+from metal_edge.runtime.cuda_memory import missing_cuda_package
 from metal_edge.runtime.load import load_runner
-from metal_edge.runtime.tensorrt_load import missing_for_tensorrt
+from metal_edge.runtime.tensorrt_load import missing_for_tensorrt, missing_gpu
 from metal_edge.runtime.timing import take_turns
 from tools.bench.case import Case, prepare
 from tools.device.agreement import compare
 from tools.device.kernels import check_kernels
+from tools.device.proof import prove
 from tools.device.report import Engine, Latency, Report, render
 from tools.results.command import run_command
 
@@ -44,6 +46,9 @@ HELP = """Build, compare and time the TensorRT engines of one model on this mach
 
 With cmake and nvcc the attention kernels are checked and timed by themselves, and the plugin that
 `build-engine --attention auto` compares with TensorRT's own attention is built if none is there.
+With --kernels-only that is all, and no TensorRT is needed: then the kernels' own tests run on the
+GPU too, under compute-sanitizer as well, with Nsight Compute's counters, and beside PyTorch's
+attention, as far as those tools are installed.
 
 Example: python -m tools.device --run runs/bottle --out build/device
 """
@@ -59,14 +64,20 @@ def check(
     ] = None,
     out: Annotated[Path, typer.Option(help="Report, bundles, layers.")] = Path("build/device"),
     minutes: Annotated[float, typer.Option(min=0.05, help="Training, without --run.")] = 2.0,
+    kernels_only: Annotated[
+        bool, typer.Option("--kernels-only", help="No TensorRT: kernels, tests, counters.")
+    ] = False,
 ) -> None:
     """See HELP."""
+    if kernels_only:
+        _finish(_kernels_alone(out), out)
+        return
     missing = missing_for_tensorrt()
     if missing is not None:
         raise UnavailableError(
             f"the device check needs TensorRT on an NVIDIA GPU: {missing}",
-            "run it on the Jetson, or on any machine with a GPU; `make test-tensorrt` shows what"
-            " can be shown without",
+            "run it on the Jetson, or on any machine with a GPU; --kernels-only does without"
+            " TensorRT; `make test-tensorrt` shows what can be shown without a GPU",
         )
     out.mkdir(parents=True, exist_ok=True)
     case = prepare(out / "case", run, minutes)
@@ -84,15 +95,33 @@ def check(
         except MetalEdgeError as error:
             say(f"{precision}: {error}")
             engines.append(Engine(precision, failure=str(error)))
-    report = Report(
-        machine=_machine(),
-        model=str(case.bundles["fp32"].manifest.model.get("kind", "unknown")),
-        reference=reference,
-        engines=engines,
-        command="python -m tools.device " + shlex.join(sys.argv[1:]),
-        utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        kernels=kernels,
-    )
+    model = str(case.bundles["fp32"].manifest.model.get("kind", "unknown"))
+    _finish(Report(_machine(), model, reference, engines, _command(), _now(), kernels), out)
+
+
+def _kernels_alone(out: Path) -> Report:
+    missing = missing_gpu() or missing_cuda_package()
+    if missing is not None:
+        raise UnavailableError(
+            f"the kernels need an NVIDIA GPU: {missing}",
+            "`make test-kernels` shows what can be shown without",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    kernels = check_kernels(out / "kernels", _compute_capability())
+    say("the kernels' tests, NVIDIA's checkers and counters, PyTorch's kernels: some minutes")
+    kernels = prove(kernels, out / "kernels")
+    return Report(_machine(), None, None, [], _command(), _now(), kernels)
+
+
+def _command() -> str:
+    return "python -m tools.device " + shlex.join(sys.argv[1:])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _finish(report: Report, out: Path) -> None:
     text = render(report)
     write_text(out / "report.md", text)
     say_result(text)
@@ -170,7 +199,9 @@ def _machine() -> dict[str, str]:
         facts = {"GPU": f"{cuda.gpu}, compute capability {cuda.compute_capability}"}
     finally:
         cuda.close()
-    facts["TensorRT"] = str(import_tensorrt().__version__)
+    missing = missing_for_tensorrt()
+    facts["TensorRT"] = missing or str(import_tensorrt().__version__)
+    facts["driver"] = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     facts["metal_edge"] = __version__
     facts["Python"] = platform.python_version()
     facts["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, {platform.release()}"

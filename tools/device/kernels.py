@@ -31,14 +31,16 @@ class Kernels:
     Attributes:
         table: the benchmark's text, results checked and timed; None if it did not run.
         result: the same as `kernels/bench/report.cpp` writes it.
-        wrong: what the benchmark found wrong; None if every result is right, or nothing ran.
+        wrong: what was found wrong; None if every result is right, or nothing ran.
         notes: in words: what is missing, what was built, what failed.
+        parts: more of the report: title and Markdown.
     """
 
     table: str | None = None
     result: Mapping[str, Any] | None = None
     wrong: str | None = None
     notes: Sequence[str] = ()
+    parts: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(slots=True)
@@ -78,8 +80,9 @@ def check_kernels(
     if architecture is not None:
         given.append(f"-DCMAKE_CUDA_ARCHITECTURES={architecture.replace('.', '')}")
     table, result, wrong = _benchmark(kernels, out, given, words, notes)
-    _plugin(kernels, out, given, notes)
-    return Kernels(table, result, wrong, tuple(notes.lines))
+    walked = _plugin(kernels, out, given, notes)
+    told = "; ".join(each for each in (wrong, walked) if each is not None)
+    return Kernels(table, result, told or None, tuple(notes.lines))
 
 
 def _benchmark(
@@ -112,23 +115,54 @@ def _benchmark(
     return done.stdout, json.loads(path.read_text(encoding="utf-8")), None
 
 
-def _plugin(kernels: Path, out: Path, options: Sequence[str], notes: _Notes) -> None:
+def _plugin(kernels: Path, out: Path, options: Sequence[str], notes: _Notes) -> str | None:
+    """Builds it where none is; what the walk through it found wrong."""
     if named := os.environ.get(plugin.VARIABLE):
         notes.add(f"Plugin: {named}, named by {plugin.VARIABLE}.")
     elif installed := next((place for place in plugin.PLACES if place.is_file()), None):
         notes.add(f"Plugin: {installed}, as installed.")
     else:
         try:
-            folder = _built(kernels, out / "plugin", options)
+            folder = _built(kernels, out / "plugin", [*options, *_headers()])
         except _StepError as error:
             notes.add(f"No plugin, so attention is TensorRT's own: {error}")
-            return
+            return None
         library = folder / "libmetal_edge_plugin.so"
         if not library.is_file():
             notes.add(f"No plugin, so attention is TensorRT's own: {library} was not made")
-            return
+            return None
         os.environ[plugin.VARIABLE] = str(library.resolve())
         notes.add(f"Plugin: built here, {library}.")
+        return _walked(folder, library, notes)
+    return None
+
+
+def _headers() -> list[str]:
+    """Where TensorRT's headers are, if they are not in the system's folders."""
+    given = os.environ.get("TENSORRT_INCLUDE_DIR")
+    return [f"-DTENSORRT_INCLUDE_DIR={given}"] if given else []
+
+
+def _walked(folder: Path, library: Path, notes: _Notes) -> str | None:
+    """The walk through the plugin as TensorRT would, its numbers on the GPU included."""
+    walk = folder / "plugin_walk"
+    if not walk.is_file():
+        notes.add("The walk through the plugin was not built: tests/kernels is not here.")
+        return None
+    try:
+        done = subprocess.run(
+            [str(walk), str(library)], capture_output=True, text=True,
+            timeout=_BENCH_TIMEOUT_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        notes.add(f"The walk through the plugin did not run: {error}")
+        return None
+    lines = done.stdout.splitlines()
+    if done.returncode:
+        return f"the plugin's walk: {' '.join(lines[-_SHOWN_LINES:])} {done.stderr.strip()}"
+    passed = [line.removeprefix("ok - ") for line in lines if line.startswith("ok - ")]
+    notes.add(f"The walk through the plugin, as TensorRT would: {', '.join(passed)} right.")
+    return None
 
 
 def _built(source: Path, folder: Path, options: Sequence[str]) -> Path:

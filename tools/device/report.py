@@ -47,14 +47,15 @@ class Report:
 
     Attributes:
         machine: names and versions, in the order in which they are printed.
+        model: the network's kind; None: kernels alone.
         reference: ONNX Runtime FP32's latency on the same machine.
         command: that made it.
         kernels: the attention kernels by themselves.
     """
 
     machine: dict[str, str]
-    model: str
-    reference: Latency
+    model: str | None
+    reference: Latency | None
     engines: Sequence[Engine]
     command: str
     utc: str
@@ -69,28 +70,35 @@ class Report:
 def render(report: Report) -> str:
     """The page."""
     facts = [f"* {name}: {value}" for name, value in report.machine.items()]
+    model = "the kernels alone" if report.model is None else f"model: {report.model}"
+    parts = [
+        f"# Device check, {report.utc[:10]}",
+        f"`{report.command}`; {model}.",
+        "\n".join(facts),
+    ]
+    if report.reference is not None:
+        parts += _engines(report.engines, report.reference)
+    parts += _attention(report.engines)
+    parts += _kernels(report.kernels)
+    return "\n\n".join(parts) + "\n"
+
+
+def _engines(engines: Sequence[Engine], reference: Latency) -> list[str]:
     lines = [
         "| precision | plan MB | build s | p50 ms | p99 ms | worst score change / threshold |"
         " map correlation | verdicts that differ | |",
         "|---|---|---|---|---|---|---|---|---|",
-        f"| ONNX Runtime FP32, CPU | | | {_ms(report.reference)} | | | | reference |",
+        f"| ONNX Runtime FP32, CPU | | | {_ms(reference)} | | | | reference |",
     ]
-    lines += [_row(engine) for engine in report.engines]
-    failures = [f"* {e.precision}: {e.failure}" for e in report.engines if e.failure is not None]
-    parts = [
-        f"# Device check, {report.utc[:10]}",
-        f"`{report.command}`; model: {report.model}.",
-        "\n".join(facts),
-        "\n".join(lines),
-    ]
+    lines += [_row(engine) for engine in engines]
+    parts = ["\n".join(lines)]
+    failures = [f"* {e.precision}: {e.failure}" for e in engines if e.failure is not None]
     if failures:
         parts.append("Failed:\n\n" + "\n".join(failures))
     parts.append(
         "Layers of each plan, as TensorRT's inspector lists them: `layers-<precision>.json`."
     )
-    parts += _attention(report.engines)
-    parts += _kernels(report.kernels)
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def _attention(engines: Sequence[Engine]) -> list[str]:
@@ -127,7 +135,9 @@ def _kernels(kernels: Kernels) -> list[str]:
         parts.append(f"WRONG: {kernels.wrong}")
     if kernels.table is not None:
         parts.append(f"```\n{kernels.table.rstrip()}\n```")
-    parts += [f"* {note}" for note in kernels.notes]
+    if kernels.notes:
+        parts.append("\n".join(f"* {note}" for note in kernels.notes))
+    parts += [text for title, body in kernels.parts for text in (f"### {title}", body)]
     return parts if len(parts) > 1 else []
 
 

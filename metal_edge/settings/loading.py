@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +47,11 @@ def _resolve_paths(settings: LineSettings, base: Path) -> LineSettings:
 
     mqtt_paths = ("password_file", "ca_file", "cert_file", "key_file")
     mqtt = settings.mqtt.model_copy(
-        update={name: absolute(getattr(settings.mqtt, name)) for name in mqtt_paths}
+        update={
+            name: _credential(getattr(settings.mqtt, name))
+            or absolute(getattr(settings.mqtt, name))
+            for name in mqtt_paths
+        }
     )
 
     def camera(value: CameraT) -> CameraT:
@@ -77,6 +82,18 @@ def _resolve_paths(settings: LineSettings, base: Path) -> LineSettings:
             ),
         }
     )
+
+
+def _credential(value: Path | None) -> Path | None:
+    """The systemd credential of that name, if the service was given one (systemd.exec(5)).
+
+    Only a bare name can be one, and the credential comes before a file beside the settings.
+    """
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if value is None or not folder or value.name != str(value):
+        return None
+    credential = Path(folder) / value
+    return credential if credential.is_file() else None
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -47,11 +47,18 @@ class MqttSettings(Section):
     port: int = Field(default=1883, ge=1, le=65535, description="usually 8883 with TLS")
     username: str | None = Field(default=None, description="needs password_file")
     password_file: Path | None = Field(
-        default=None, description="file with the password; never the password itself"
+        default=None,
+        description="file with the password, or the name of a systemd credential; never itself",
     )
-    ca_file: Path | None = Field(default=None, description="CA certificates; turns TLS on")
-    cert_file: Path | None = Field(default=None, description="own certificate, for mTLS")
-    key_file: Path | None = Field(default=None, description="its private key")
+    ca_file: Path | None = Field(
+        default=None, description="CA certificates, or the name of a credential; turns TLS on"
+    )
+    cert_file: Path | None = Field(
+        default=None, description="own certificate, for mTLS, or the name of a credential"
+    )
+    key_file: Path | None = Field(
+        default=None, description="its private key without passphrase, or the name of a credential"
+    )
     keepalive_s: int = Field(
         default=5, ge=1, le=120, description="MQTT keepalive: how soon a dead peer is noticed"
     )

@@ -17,6 +17,8 @@
 #   make kernels-evidence   registers, occupancy, bytes, rooflines
 # One boots a machine with a systemd of its own, as root, and runs the service there, half a minute:
 #   make test-systemd   start, watchdog, credentials, sandbox, reload, stop; says what it skips
+# One puts a whole line under every fault of the table, about 10 minutes (FAST=1: the quick ones):
+#   make test-faults   kills, hangs, partitions, bad cameras, full disks: report (WRITE=1 for docs/faults.md)
 # All install what they need: system packages by apt (as root or through sudo), Python packages
 # into .venv, at the versions in constraints.txt.
 
@@ -28,7 +30,7 @@ SEEDS ?= 3
 THREADS ?= 2
 DOCS ?= docs
 
-.PHONY: device-check test-kernels kernels-evidence help setup demo test check format clean results ablation maps opinions synthetic bench test-tensorrt test-systemd
+.PHONY: test-faults device-check test-kernels kernels-evidence help setup demo test check format clean results ablation maps opinions synthetic bench test-tensorrt test-systemd
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -104,6 +106,13 @@ test-systemd: setup
 
 kernels-evidence: setup
 	$(BIN)/python -m tools.kernels.evidence --docs $(DOCS)
+
+# Real processes, brokers, namespaces and disks; as root everything is tried, else what may be.
+test-faults: setup
+	bash tools/faults_packages.sh
+	FAULTS_COMMAND='make test-faults $(strip $(MAKEOVERRIDES))' FAST=$(FAST) \
+	  FAULTS_WRITE=$(if $(WRITE),$(DOCS)/faults.md) \
+	  $(BIN)/pytest -q -rs --show-capture=no --durations=5 --timeout=600 tests/faults
 
 clean:
 	rm -rf build $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# Collected only when asked for by path: 100 MB of proprietary wheels; compilers and interpreters.
-ASKED_FOR = (HERE / "tensorrt", HERE / "kernels", HERE / "systemd")
+# Collected only when asked for by path: 100 MB of proprietary wheels; compilers and interpreters; a
+# booted machine; minutes of faults.
+ASKED_FOR = tuple(HERE / name for name in ("tensorrt", "kernels", "systemd", "faults"))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -125,7 +125,14 @@ class Heard:
 class Listener:
     """A paho client that subscribes to everything and can send triggers."""
 
-    def __init__(self, broker: Broker, root: str = "#", username: str = "", password: str = ""):
+    def __init__(
+        self,
+        broker: Broker,
+        root: str = "#",
+        username: str = "",
+        password: str = "",
+        retry_s: float = 1,
+    ):
         self._heard: list[Heard] = []
         self._lock = threading.Lock()
         self._subscribed = threading.Event()
@@ -137,7 +144,7 @@ class Listener:
         )
         if username:
             self._client.username_pw_set(username, password)
-        self._client.reconnect_delay_set(1, 1)
+        self._client.reconnect_delay_set(retry_s, retry_s)
         self._client.on_connect = self._connected
         self._client.on_subscribe = self._on_subscribed
         self._client.on_message = self._message

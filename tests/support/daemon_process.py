@@ -42,20 +42,37 @@ def write_settings(path: Path, broker: Broker, **sections: dict[str, Any] | str 
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
     return str(value) if isinstance(value, int | float) else f'"{value}"'
 
 
 class Daemon:
-    """`python -m metal_edge.daemon`, its standard error in a file."""
+    """`python -m metal_edge.daemon`, its standard error in a file.
 
-    def __init__(self, config: Path, environment: dict[str, str] | None = None) -> None:
-        self._errors = config.with_suffix(".stderr")
+    Args:
+        prefix: a program that execs the daemon, such as `ip netns exec NAME`.
+        log: name of that file; next to the settings, and named like them, if empty.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        environment: dict[str, str] | None = None,
+        *,
+        prefix: tuple[str, ...] = (),
+        cwd: Path | None = None,
+        log: str = "",
+    ) -> None:
+        self._errors = config.with_name(log) if log else config.with_suffix(".stderr")
+        command = [*prefix, sys.executable, "-m", "metal_edge.daemon", "--config", str(config)]
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "metal_edge.daemon", "--config", str(config)],
+                command,
                 stderr=errors,
                 stdout=errors,
                 env={**os.environ, **(environment or {})},
+                cwd=cwd,
             )
 
     @property

@@ -1,0 +1,149 @@
+"""A rig per test, and the report of the whole run."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_mutants import MUTANTS
+from fault_report import Row, page, table
+from rig import Audit, Rig
+from support.broker import find_mosquitto
+from support.mutation import mutated_tree
+
+REPOSITORY = Path(__file__).parents[2]
+BUILD = REPOSITORY / "build" / "faults"
+FAST = bool(os.environ.get("FAST"))
+ROWS = pytest.StashKey[list[Row]]()
+BEGAN = time.monotonic()
+
+MakeRig = Callable[..., Rig]
+
+
+class Trial:
+    """One row of the report in the making."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+
+    def recovered(self, seconds: float) -> None:
+        """Notes one recovery; the limit is judged in `judge`."""
+        self.row.recoveries.append(seconds)
+
+    def judge(self, audit: Audit) -> Audit:
+        """The demands that every fault must meet."""
+        row = self.row
+        row.parts = (row.parts or 0) + audit.parts
+        row.uninspected = (row.uninspected or 0) + len(audit.uninspected)
+        row.lost = (row.lost or 0) + len(audit.lost_events)
+        assert audit.uninspected == []
+        assert audit.escapes == []
+        assert audit.broken_rules == []
+        assert audit.lost_events == []
+        assert audit.passed > 0
+        if row.limit_s is not None and row.recoveries:
+            slowest = max(row.recoveries)
+            assert slowest <= row.limit_s, f"took {slowest:.1f} s, not {row.limit_s:g} s"
+        return audit
+
+
+@pytest.fixture
+def fast() -> bool:
+    """FAST=1: fewer repetitions."""
+    return FAST
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Moments are chosen at random; FAULTS_SEED repeats a run."""
+    seed = int(os.environ.get("FAULTS_SEED", time.time_ns() % 10**6))
+    print(f"FAULTS_SEED={seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def trial(request: pytest.FixtureRequest) -> Iterator[Trial]:
+    """The test's row: `@pytest.mark.fault(fault, how, limit_s=..., seen=...)`."""
+    marker = request.node.get_closest_marker("fault")
+    assert marker is not None, "a scenario names its fault"
+    row = Row(*marker.args, **marker.kwargs)
+    request.node.stash[ROWS] = [row]
+    return Trial(row)
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """Where the daemon and the PLC are imported from: FAULTS_PACKAGE (a folder that holds
+    metal_edge), or with FAULTS_MUTANT a copy with that mistake; None for this checkout.
+    """
+    given = os.environ.get("FAULTS_PACKAGE")
+    name = os.environ.get("FAULTS_MUTANT")
+    if not name:
+        return Path(given) if given else None
+    target = tmp_path_factory.mktemp("mutant")
+    source = Path(given) if given else REPOSITORY
+    mutated_tree(source / "metal_edge", *MUTANTS[name], target)
+    return target
+
+
+@pytest.fixture
+def make_rig(tmp_path: Path, package: Path | None) -> Iterator[MakeRig]:
+    """Builds a rig; everything is ended with the test."""
+    if find_mosquitto() is None:
+        pytest.skip("mosquitto is not installed")
+    with ExitStack() as stack:
+        yield lambda **more: Rig(tmp_path, stack, package=package, **more)
+
+
+@pytest.fixture
+def rig(make_rig: MakeRig) -> Rig:
+    """A rig with a broker of its own."""
+    return make_rig()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fault(fault, how, limit_s, seen): a row of the report")
+    config.stash[ROWS] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
+    report = yield
+    marker = item.get_closest_marker("fault")
+    if marker is None:
+        return report
+    rows = item.config.stash[ROWS]
+    row = item.stash.get(ROWS, [None])[0]
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        row = row or Row(*marker.args, **marker.kwargs)
+        row.result = reason.removeprefix("Skipped: ")
+        rows.append(row)
+    elif report.when == "call":
+        assert row is not None
+        row.result = "survived" if report.passed else "FAILED"
+        rows.append(row)
+    elif report.failed and report.when == "setup":
+        rows.append(Row(*marker.args, **marker.kwargs, result="FAILED to start"))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    rows = config.stash[ROWS]
+    if not rows:
+        return
+    BUILD.mkdir(parents=True, exist_ok=True)
+    command = os.environ.get("FAULTS_COMMAND", "make test-faults")
+    text = page(rows, command, time.monotonic() - BEGAN)
+    (BUILD / "report.md").write_text(text, encoding="utf-8")
+    terminalreporter.write_line("")
+    terminalreporter.write(table(rows))
+    docs = os.environ.get("FAULTS_WRITE")
+    if docs:
+        Path(docs).write_text(text, encoding="utf-8")

@@ -1,0 +1,368 @@
+"""A whole line under fault: broker, daemon and PLC as processes, a camera that sees the truth, and
+a recorder that hears everything. `Rig.finish` is the audit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scene_camera import is_bad
+from support.broker import Broker, Listener, wait_until
+from support.daemon_process import STATION, Daemon, write_settings
+from support.tiny_bundle import build_bundle
+
+from metal_edge.demo.witness import Exposure, Life, Passage, Statement, Uninspected, uninspected
+
+HERE = Path(__file__).parent
+PERIOD_MS, GATE_MS = 100, 500
+NS = 1_000_000_000
+EVENTS_S = 20.0  # for what waits in the outbox to come after the fault
+ENTRY_POINT = "[metal_edge.cameras]\nscene = scene_camera:SceneCamera\n"
+
+
+@dataclass
+class Audit:
+    """What became of one run."""
+
+    parts: int
+    passed: int
+    uninspected: list[Uninspected]
+    escapes: list[str]
+    lost_events: list[str]
+    repeated_events: int
+    stale_decisions: int
+    causes: dict[str, int]
+    broken_rules: list[str] = field(default_factory=list)
+
+
+class Tail:
+    """Complete JSON lines of a growing file, read once each."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._lines: list[dict[str, Any]] = []
+
+    def lines(self) -> list[dict[str, Any]]:
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            self._offset += len(whole)
+            self._lines += [json.loads(text) for text in whole.splitlines()]
+        return self._lines
+
+
+@dataclass
+class Run:
+    """One process of the daemon."""
+
+    daemon: Daemon
+    from_ns: int
+    until_ns: int | None = None
+
+
+class Rig:
+    """Args:
+    folder: for everything that the run leaves.
+    stack: ends the processes.
+    broker: the line's own; a plain one if None.
+    recorder: who hears everything; on `broker` if None.
+    package: folder to import metal_edge from instead of this checkout, for mutants.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stack: ExitStack,
+        *,
+        broker: Broker | None = None,
+        recorder: Listener | None = None,
+        package: Path | None = None,
+    ) -> None:
+        self.folder = folder
+        self.stack = stack
+        self._package = package
+        build_bundle(folder / "bundle")
+        (folder / "control").write_text("")
+        plugin = folder / "plugin" / "scene-1.0.dist-info"
+        plugin.mkdir(parents=True)
+        (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: scene\nVersion: 1.0\n")
+        (plugin / "entry_points.txt").write_text(ENTRY_POINT)
+        if broker is None:
+            (folder / "broker").mkdir()
+            broker = stack.enter_context(Broker(folder / "broker"))
+        self.broker = broker
+        self.recorder = recorder or stack.enter_context(Listener(broker, retry_s=0.05))
+        self.config = folder / "line.toml"
+        self.runs: list[Run] = []
+        self._plcs: list[subprocess.Popen[bytes]] = []
+        self._gate, self._eye = Tail(folder / "gate.jsonl"), Tail(folder / "eye.jsonl")
+        self._said = Tail(folder / "plc.out")
+        self.daemon_prefix: tuple[str, ...] = ()
+        self.daemon_environment: dict[str, str] = {}
+
+    # --- the line ---
+
+    def settings(self, **sections: Any) -> Path:
+        """Writes line.toml; sections change what stands here."""
+        scene = {name: str(self.folder / name) for name in ("control",)}
+        scene |= {"eye": str(self.folder / "eye.jsonl"), "log": str(self.folder / "camera")}
+        wanted: dict[str, Any] = {
+            "bundle": str(self.folder / "bundle"),
+            "camera": {"kind": "scene", "uri": "", "timeout_s": 0.4, "options": scene},
+            "decision": {"deadline_ms": GATE_MS - 10},
+            "outbox": {"path": str(self.folder / "outbox.sqlite")},
+        }
+        for name, value in sections.items():
+            old = wanted.get(name)
+            wanted[name] = {**old, **value} if isinstance(old, dict) else value
+        return write_settings(self.config, self.broker, **wanted)
+
+    def start_daemon(self) -> Daemon:
+        daemon = Daemon(
+            self.config,
+            {**self._environment(), **self.daemon_environment},
+            prefix=self.daemon_prefix,
+            cwd=self.folder,
+            log=f"daemon-{len(self.runs)}.stderr",
+        )
+        self.stack.enter_context(daemon)
+        self.runs.append(Run(daemon, time.monotonic_ns()))
+        return daemon
+
+    @property
+    def daemon(self) -> Daemon:
+        return self.runs[-1].daemon
+
+    def kill_daemon(self) -> int:
+        """kill -9; gives the moment."""
+        self.daemon.process.kill()
+        self.daemon.process.wait()
+        self.runs[-1].until_ns = time.monotonic_ns()
+        return time.monotonic_ns()
+
+    def start_plc(self, **options: Any) -> None:
+        values = {
+            "port": self.broker.port,
+            "root": STATION,
+            "parts": 1_000_000,
+            "period_ms": PERIOD_MS,
+            "gate_delay_ms": GATE_MS,
+            "start_timeout": 60,
+            "stop_after_s": "never",  # scenarios of their own stop the line
+            "stop_after_rejects": "never",
+            "photo_eye": self.folder / "eye.jsonl",
+            "log": self.folder / "gate.jsonl",
+        } | options
+        words = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
+        command = [sys.executable, "-m", "metal_edge.demo.plc", *words, "--progress-json"]
+        with (self.folder / "plc.out").open("wb") as out, (self.folder / "plc.err").open("wb") as e:
+            plc = subprocess.Popen(
+                command, stdout=out, stderr=e, cwd=self.folder, env=self._environment()
+            )
+        self.stack.callback(lambda: (plc.kill(), plc.wait()))
+        self._plcs.append(plc)
+
+    def start(self, *, plc: dict[str, Any] | None = None, **sections: Any) -> None:
+        """Settings, daemon, PLC; returns when parts pass."""
+        self.settings(**sections)
+        self.start_daemon()
+        self.start_plc(**(plc or {}))
+        self.wait_passes(3, "the line to run", 60)
+
+    def acknowledge(self) -> None:
+        """The operator's button."""
+        self._plcs[-1].send_signal(signal.SIGUSR1)
+
+    def camera(self, fault: str) -> int:
+        """Sets what is wrong with the camera ("" for nothing); gives the moment."""
+        fresh = self.folder / "control.new"
+        fresh.write_text(fault)
+        fresh.replace(self.folder / "control")
+        return time.monotonic_ns()
+
+    def restart_broker(self) -> int:
+        """Starts it again, and lets the recorder in before the daemon; gives the moment."""
+        with self.daemon.frozen():
+            self.broker.start()
+            self.recorder.wait_subscribed()
+        return time.monotonic_ns()
+
+    # --- looking on ---
+
+    def gate(self) -> list[dict[str, Any]]:
+        """The gate log so far, each line with the part's times from the photo-eye."""
+        eye = {line["trigger_id"]: line for line in self._eye.lines()}
+        return [{**line, **eye[line["trigger_id"]]} for line in self._gate.lines()]
+
+    def line_states(self) -> list[str]:
+        """What the PLC's line did: stopped, checking, running."""
+        return [line["state"] for line in self._said.lines() if line["event"] == "line"]
+
+    def wait_parts(self, count: int, timeout_s: float = 20.0) -> None:
+        """So many more parts at the gate: the fault lasts while they come."""
+        wanted = len(self._gate.lines()) + count
+        wait_until(lambda: len(self._gate.lines()) >= wanted, f"{count} parts", timeout_s)
+
+    def wait_passes(self, count: int, what: str, timeout_s: float) -> None:
+        seen = len(self._gate.lines())
+
+        def passes() -> bool:
+            assert self._plcs[-1].poll() is None, (self.folder / "plc.err").read_text()
+            assert self.runs[0].until_ns or self.runs[0].daemon.process.poll() is None, "no daemon"
+            return sum(line["gate"] == "pass" for line in self._gate.lines()[seen:]) >= count
+
+        wait_until(passes, what, timeout_s)
+
+    def wait_causes(self, cause: str, count: int, since_ns: int, timeout_s: float = 15.0) -> None:
+        """So many parts that came after `since_ns` and were rejected for `cause`."""
+        wait_until(lambda: self.caused(cause, since_ns) >= count, f"{cause} at the gate", timeout_s)
+
+    def caused(self, cause: str, since_ns: int) -> int:
+        return sum(g["cause"] == cause and g["t_ns"] > since_ns for g in self.gate())
+
+    def wait_reason(self, reason: str, timeout_s: float = 15.0) -> None:
+        """A decision for this reason was heard."""
+        self.recorder.wait("decision", lambda h: h.data["reason"] == reason, timeout_s)
+
+    def wait_problem(self, problem: str, timeout_s: float = 15.0) -> None:
+        """The daemon's state names a problem that begins so."""
+        self.recorder.wait("state", lambda h: names(h.data, problem), timeout_s)
+
+    def recovery_s(self, since_ns: int, timeout_s: float) -> float:
+        """Waits for a part that came after `since_ns` and passed; how long after that it came."""
+
+        def first() -> float | None:
+            later = (g for g in self.gate() if g["t_ns"] > since_ns and g["gate"] == "pass")
+            part = next(later, None)
+            return None if part is None else max((part["t_ns"] - since_ns) / NS, 1e-6)
+
+        return float(wait_until(first, "a part to pass again", timeout_s))
+
+    # --- the audit ---
+
+    def finish(self) -> Audit:
+        """Stops the conveyor, waits for the last events, and judges."""
+        plc = self._plcs[-1]
+        plc.send_signal(signal.SIGTERM)
+        plc.wait(20)
+        stopped_ns = time.monotonic_ns()
+        self._wait_for_events()
+        audit = self._audit(stopped_ns)
+        (self.folder / "audit.json").write_text(json.dumps(audit.__dict__, default=str, indent=1))
+        return audit
+
+    def _wait_for_events(self) -> None:
+        end = time.monotonic() + EVENTS_S
+        while self._lost_events() and time.monotonic() < end:
+            time.sleep(0.1)  # bounded by EVENTS_S; what is still missing then is lost
+
+    def _lost_events(self) -> list[str]:
+        """Numbers that a session gave to a decision and of which no event was ever heard."""
+        heard: dict[str, set[int]] = defaultdict(set)
+        given: dict[str, int] = defaultdict(int)
+        for name in ("event", "decision"):
+            for message in self.recorder.all(name):
+                session, seq = message.data["session_id"], message.data["seq"]
+                given[session] = max(given[session], seq)
+                if name == "event":
+                    heard[session].add(seq)
+        return [
+            f"{session[:8]}:{seq}"
+            for session, last in given.items()
+            for seq in range(1, last + 1)
+            if seq not in heard[session]
+        ]
+
+    def _audit(self, stopped_ns: int) -> Audit:
+        gate, words = self._gate.lines(), self._statements()
+        outcomes = Counter(line["trigger_id"] for line in gate)
+        logged = {line["trigger_id"]: line for line in gate}
+        passages = [_passage(eye, logged.get(eye["trigger_id"])) for eye in self._eye.lines()]
+        broken = [f"{t}: {n} outcomes at the gate" for t, n in outcomes.items() if n != 1]
+        broken += [
+            f"{p.part_id}: no outcome at the gate"
+            for p in passages
+            if p.passed is None and p.gate_ns < stopped_ns - NS // 2
+        ]
+        verdicts: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        for word in words:
+            verdicts[word.trigger_id].add((word.session_id, word.verdict))
+        broken += [f"{t}: several verdicts {v}" for t, v in verdicts.items() if len(v) > 1]
+        decided = Counter(h.data["event_id"] for h in self.recorder.all("decision"))
+        broken += [f"decision {e} heard {n} times" for e, n in decided.items() if n > 1]
+        events = Counter(h.data["event_id"] for h in self.recorder.all("event"))
+        return Audit(
+            parts=len(gate),
+            passed=sum(line["gate"] == "pass" for line in gate),
+            uninspected=uninspected(passages, self._exposures(), words, self._lives()),
+            escapes=[p.part_id for p in passages if p.passed and is_bad(p.part_id)],
+            lost_events=self._lost_events(),
+            repeated_events=sum(n - 1 for n in events.values()),
+            stale_decisions=sum(_age_s(h) > 1.5 for h in self.recorder.all("decision")),
+            causes=dict(Counter(line["cause"] for line in gate)),
+            broken_rules=broken,
+        )
+
+    def _statements(self) -> list[Statement]:
+        keys = ("session_id", "trigger_id", "part_id", "verdict", "frame_id")
+        return [
+            Statement(**{key: heard.data[key] for key in keys})
+            for name in ("decision", "event")
+            for heard in self.recorder.all(name)
+        ]
+
+    def _exposures(self) -> list[Exposure]:
+        return [
+            Exposure(line["frame_id"], line["shows"], line["t_ns"])
+            for path in (self.folder / "camera").glob("*.jsonl")
+            for line in Tail(path).lines()
+        ]
+
+    def _lives(self) -> list[Life]:
+        """Which process each session was: the newest one running when it was first heard."""
+        first: dict[str, int] = {}
+        for heard in self.recorder.all("state"):
+            first.setdefault(heard.data["session_id"], round(heard.at * NS))
+        lives = []
+        for session, at_ns in first.items():
+            run = max((r for r in self.runs if r.from_ns <= at_ns), key=lambda r: r.from_ns)
+            lives.append(Life(session, run.from_ns, run.until_ns))
+        return lives
+
+    def _environment(self) -> dict[str, str]:
+        paths = [str(self.folder / "plugin"), str(HERE), str(self._package or HERE.parents[1])]
+        return {**os.environ, "PYTHONPATH": ":".join(paths)}
+
+
+def names(state: dict[str, Any], problem: str) -> bool:
+    """Whether a state is degraded by such a problem."""
+    return state["status"] == "degraded" and any(p.startswith(problem) for p in state["problems"])
+
+
+def _passage(eye: dict[str, Any], line: dict[str, Any] | None) -> Passage:
+    margin = None if line is None else line["margin_ms"]
+    return Passage(
+        part_id=eye["part_id"],
+        trigger_id=eye["trigger_id"],
+        t_ns=eye["t_ns"],
+        gate_ns=eye["gate_ns"],
+        passed=None if line is None else line["gate"] == "pass",
+        arrival_ns=None if margin is None else eye["gate_ns"] - round(margin * 1e6),
+    )
+
+
+def _age_s(heard: Any) -> float:
+    """How old a message was when it came; both clocks are this host's."""
+    return heard.at + (time.time() - time.monotonic()) - heard.data["t_publish_ns"] / 1e9

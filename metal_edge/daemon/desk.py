@@ -8,8 +8,10 @@ from collections.abc import Callable
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.commands import Answer, Command
 from metal_edge.daemon.decision import Evidence, Reason, Rules, decide
+from metal_edge.daemon.gate import make_trigger
 from metal_edge.daemon.triggers import Offer, TriggerQueue
 from metal_edge.domain import Decision, Trigger
+from metal_edge.settings import CameraMode, GateSettings
 
 log = logging.getLogger(__name__)
 
@@ -20,55 +22,57 @@ class TriggerDesk:
     Args:
         queue: where accepted triggers wait.
         report: publishes the verdict on a trigger that cannot be queued.
-        rules: of the line; such a verdict is `unknown` under any rules.
+        rules: of the line at that moment; such a verdict is `unknown` under any rules.
         clock: for those verdicts.
         deadline_ms: for triggers that name none.
-        triggered: False in free run, where triggers make no sense.
+        gate: ends every deadline in time, and goes with the decision.
+        mode: triggers make sense in one of them only.
     """
 
     def __init__(
         self,
         queue: TriggerQueue,
         *,
-        report: Callable[[Decision], None],
-        rules: Rules,
+        report: Callable[[Decision], object],
+        rules: Callable[[], Rules],
         clock: Clock,
         deadline_ms: float,
-        triggered: bool,
+        gate: GateSettings,
+        mode: CameraMode,
     ) -> None:
         self._queue = queue
         self._report = report
         self._rules = rules
         self._clock = clock
         self._deadline_ms = deadline_ms
-        self._triggered = triggered
+        self._gate = gate
+        self._mode = mode
 
     def handle(self, command: Command) -> Answer:
         """A handler for Commands."""
-        trigger = trigger_of(command, self._deadline_ms)
-        if not self._triggered:
-            return _refused(trigger, "the camera runs free (camera.mode = latest)")
+        trigger = trigger_of(command, self._deadline_ms, self._gate)
+        if self._mode is not CameraMode.TRIGGERED:
+            return _refused(trigger, f"no commands trigger this line (camera.mode = {self._mode})")
         offer = self._queue.offer(trigger)
         if offer is Offer.ACCEPTED:
             return Answer("accepted", trigger_id=trigger.trigger_id)
         if offer is not Offer.DUPLICATE:
             fault = Reason.QUEUE_OVERFLOW if offer is Offer.OVERFLOW else Reason.SHUTTING_DOWN
             now_ns = self._clock.mono_ns()
-            self._report(decide(trigger, Evidence(fault=fault), self._rules, now_ns))
+            self._report(decide(trigger, Evidence(fault=fault), self._rules(), now_ns))
         return _refused(trigger, offer.value)
 
 
-def trigger_of(command: Command, default_deadline_ms: float) -> Trigger:
+def trigger_of(command: Command, default_deadline_ms: float, gate: GateSettings) -> Trigger:
     """The trigger that a command asks for; its deadline counts from the command's arrival."""
     fields = command.fields
     deadline_ms = fields["deadline_ms"]
-    if deadline_ms is None:
-        deadline_ms = default_deadline_ms
-    return Trigger(
-        trigger_id=fields["trigger_id"],
-        part_id=fields["part_id"],
-        t_mono_ns=command.arrived_mono_ns,
-        deadline_mono_ns=command.arrived_mono_ns + round(deadline_ms * 1e6),
+    return make_trigger(
+        fields["trigger_id"],
+        fields["part_id"],
+        command.arrived_mono_ns,
+        default_deadline_ms if deadline_ms is None else deadline_ms,
+        gate,
         encoder=fields["encoder"],
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from metal_edge.bundle import Bundle
 from metal_edge.daemon.clock import ClockState
-from metal_edge.domain import Decision
+from metal_edge.domain import Decision, Gate, Region
 from metal_edge.settings import LineSettings
 
 SCHEMA = 1
@@ -86,23 +86,16 @@ def decision_payload(
         "reason": str(decision.reason),
         "score": finite(decision.score),
         "threshold": finite(decision.threshold),
-        "regions": [
-            {
-                "x": region.x,
-                "y": region.y,
-                "width": region.width,
-                "height": region.height,
-                "area": region.area,
-                "peak": finite(region.peak),
-            }
-            for region in decision.regions
-        ],
+        "regions": [_region(region) for region in decision.regions],
         "t_exposure": None if exposure is None else iso_utc(exposure),
         "t_exposure_ns": exposure,
         "t_publish": iso_utc(now.utc_ns),
         "t_publish_ns": now.utc_ns,
         "deadline": iso_utc(deadline),
         "deadline_ns": deadline,
+        "encoder": decision.trigger.encoder,
+        "gate": _gate(decision.trigger.gate, now),
+        "views": [_view(view) for view in decision.views],
         "clock": {
             "source": None if decision.time_source is None else decision.time_source.value,
             "offset_us": clock.offset_us,
@@ -115,6 +108,46 @@ def decision_payload(
             "sha256": identity.model_sha256,
         },
         "backend": identity.backend,
+    }
+
+
+def _gate(gate: Gate | None, now: Now) -> dict[str, Any] | None:
+    """Where the PLC meets this part again; null when the settings do not say."""
+    if gate is None:
+        return None
+    t_gate = None if gate.t_mono_ns is None else now.to_utc_ns(gate.t_mono_ns)
+    return {
+        "offset_ms": gate.offset_ms,
+        "encoder_counts": gate.encoder_counts,
+        "t_gate": None if t_gate is None else iso_utc(t_gate),
+        "t_gate_ns": t_gate,
+        "encoder_gate": gate.encoder,
+    }
+
+
+def _view(view: Decision) -> dict[str, Any]:
+    """One camera's say in a joined decision."""
+    return {
+        "camera_id": view.camera_id,
+        "frame_id": view.frame_id,
+        "verdict": view.verdict.value,
+        "reason": str(view.reason),
+        "score": finite(view.score),
+        "threshold": finite(view.threshold),
+        "regions": [_region(region) for region in view.regions],
+        "t_exposure_ns": view.t_exposure_utc_ns,
+        "latency_ms": {key: finite(value) for key, value in view.latency_ms.items()},
+    }
+
+
+def _region(region: Region) -> dict[str, Any]:
+    return {
+        "x": region.x,
+        "y": region.y,
+        "width": region.width,
+        "height": region.height,
+        "area": region.area,
+        "peak": finite(region.peak),
     }
 
 

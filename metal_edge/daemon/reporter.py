@@ -16,11 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Numbers, publishes, logs and counts decisions, from whichever thread they come."""
+    """Numbers, publishes, logs and counts decisions, from whichever thread they come.
+
+    `identity` and `clock_state` go with every decision; the deciding thread changes them.
+    """
 
     def __init__(self, publisher: Publisher, identity: Identity, clock: Clock) -> None:
         self._publisher = publisher
-        self._identity = identity
+        self.identity = identity
         self._clock = clock
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
@@ -37,16 +40,16 @@ class Reporter:
         with self._lock:
             return {verdict: self._counts[verdict] for verdict in ("pass", "reject", "unknown")}
 
-    def report(self, decision: Decision) -> None:
-        """Publishes the decision at once, then queues its audit copy."""
+    def report(self, decision: Decision) -> Decision:
+        """Publishes the decision at once, then sees to its audit copy; gives it numbered."""
         with self._lock:  # the numbers on the wire must come in order
             self._seq += 1
             decision = replace(decision, seq=self._seq)
             self._counts[decision.verdict.value] += 1
             now = Now(self._clock.mono_ns(), self._clock.utc_ns())
-            payload = decision_payload(decision, self._identity, now, self.clock_state)
+            payload = decision_payload(decision, self.identity, now, self.clock_state)
             sent = self._publisher.decision(payload)
-            self._publisher.event({**payload, "decision_sent": sent})
+        self._publisher.event({**payload, "decision_sent": sent})
         log.info(
             "seq=%d part=%s trigger=%s frame=%s verdict=%s reason=%s score=%s sent=%s ms=%.1f",
             decision.seq,
@@ -59,3 +62,4 @@ class Reporter:
             sent,
             (now.mono_ns - decision.trigger.t_mono_ns) / 1e6,
         )
+        return decision

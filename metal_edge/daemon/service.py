@@ -13,21 +13,25 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 
 from metal_edge.bundle import Bundle
+from metal_edge.daemon.bell import Bell
 from metal_edge.daemon.cameras import create_camera
 from metal_edge.daemon.clock import Clock, SystemClock
 from metal_edge.daemon.commands import Commands
-from metal_edge.daemon.decision import Rules
-from metal_edge.daemon.desk import TriggerDesk
+from metal_edge.daemon.frame_checks import FrameChecks
 from metal_edge.daemon.line import Line, Parts, StopFlag
+from metal_edge.daemon.line_commands import register
 from metal_edge.daemon.messages import Identity, config_payload, model_payload, state_payload
+from metal_edge.daemon.model import Model, Models, View
 from metal_edge.daemon.publisher import Publisher
 from metal_edge.daemon.reporter import Reporter
+from metal_edge.daemon.rules import view_rules
 from metal_edge.daemon.sdnotify import Notifier
 from metal_edge.daemon.triggers import TriggerQueue
 from metal_edge.errors import ExitCode
 from metal_edge.runtime.base import Runner
-from metal_edge.runtime.load import check_golden, load_runner
-from metal_edge.settings import CameraMode, LineSettings
+from metal_edge.runtime.load import GoldenResult, check_golden, load_runner, read_golden_image
+from metal_edge.settings import CameraSettings, LineSettings
+from metal_edge.settings.camera import ViewSettings
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +58,12 @@ def run_daemon(settings: LineSettings) -> int:
     stop = StopFlag()
     notifier = Notifier(os.environ)
     with _signals(stop), ExitStack() as cleanup:
-        parts = _arm(settings, SystemClock(), stop, notifier, cleanup)
-        if parts is not None and not stop.requested():
-            notifier.ready(f"inspecting with {parts.identity.model_id}")
-            log.info("line %s is armed", parts.identity.topic_root)
-            Line(parts).run()
+        line = _arm(settings, SystemClock(), stop, notifier, cleanup)
+        if line is not None and not stop.requested():
+            identity = line.serving.identity
+            notifier.ready(f"inspecting with {identity.model_id}")
+            log.info("line %s is armed", identity.topic_root)
+            line.run()
         notifier.stopping()
         log.info("stopping")
     return ExitCode.OK
@@ -66,50 +71,94 @@ def run_daemon(settings: LineSettings) -> int:
 
 def _arm(
     settings: LineSettings, clock: Clock, stop: StopFlag, notifier: Notifier, cleanup: ExitStack
-) -> Parts | None:
+) -> Line | None:
     """Everything between the settings and a line that decides; None when told to stop.
 
-    `cleanup` undoes it in reverse order: the broker hears `offline` before the camera closes.
+    `cleanup` undoes it in reverse order: the broker hears `offline` before the cameras close.
     """
-    bundle = Bundle.open(settings.bundle)
+    session_id, golden_difference = str(uuid.uuid4()), 0.0
+    models: dict[str, Model] = {}
+    for camera in reversed((settings.camera, *settings.views)):
+        model, golden = _load_model(settings, camera, session_id, cleanup)
+        models[camera.camera_id], golden_difference = model, golden.worst_difference
+        if stop.requested():
+            return None
+    views = []
+    for settings_of_one in (settings.camera, *settings.views):
+        views.append(_open_view(settings_of_one, models, clock, cleanup))
+        if stop.requested():
+            return None
+    line, publisher = _connect(settings, (tuple(views), models), clock, stop, notifier)
+    publisher.open()
+    identity = line.serving.identity
+
+    def say_goodbye() -> None:
+        state = state_payload("offline", identity, clock.utc_ns(), ("stopped",))
+        publisher.close(state, GOODBYE_S)
+
+    cleanup.callback(say_goodbye)
+    # Model and settings first: who sees `online` can look up what decides.
+    utc_ns, bundle = clock.utc_ns(), line.serving.bundle
+    publisher.retain("model", model_payload(bundle, identity, golden_difference, utc_ns))
+    publisher.retain("config", config_payload(settings, identity, utc_ns))
+    publisher.retain("state", state_payload("online", identity, utc_ns))
+    return line
+
+
+def _load_model(
+    settings: LineSettings,
+    camera: CameraSettings,
+    session_id: str,
+    cleanup: ExitStack,
+) -> tuple[Model, GoldenResult]:
+    """One view's model, proven by its golden images and warm."""
+    path, regions = settings.bundle, settings.regions
+    if isinstance(camera, ViewSettings):
+        path, regions = camera.bundle, camera.regions
+    bundle = Bundle.open(path)
     runner = cleanup.enter_context(load_runner(bundle, settings.runtime.threads))
     golden = check_golden(bundle, runner)
     _warm_up(runner)
     log.info("bundle %s reproduces its %d golden images", bundle.path, golden.images)
-    if stop.requested():
-        return None
-    camera = create_camera(settings.camera, clock)
-    cleanup.callback(camera.close)
-    camera.open()
-    if stop.requested():
-        return None
-    identity, rules = _identity(settings, bundle), _rules(settings, bundle)
-    publisher, reporter, queue = _connect(settings, identity, rules, clock)
-    parts = Parts(
-        settings=settings,
+    inspections = [
+        runner.run(read_golden_image(bundle, image.file)[None])[0] for image in bundle.golden.images
+    ]
+    model = Model(
+        recipe="default",
+        identity=_identity(settings, camera, bundle, session_id),
         bundle=bundle,
         runner=runner,
-        camera=camera,
-        publisher=publisher,
-        reporter=reporter,
-        queue=queue,
-        rules=rules,
-        identity=identity,
-        notifier=notifier,
-        clock=clock,
-        stop=stop,
+        rules=view_rules(bundle, regions, settings.decision.max_frame_age_ms, inspections),
     )
-    cleanup.callback(_say_goodbye, parts)
-    _introduce(parts, golden.worst_difference)
-    return parts
+    return model, golden
+
+
+def _open_view(settings: CameraSettings, models: Models, clock: Clock, cleanup: ExitStack) -> View:
+    camera = create_camera(settings, clock)
+    cleanup.callback(camera.close)
+    camera.open()
+    model = models[settings.camera_id]
+    return View(
+        camera=camera,
+        camera_id=settings.camera_id,
+        bundle=model.bundle,
+        runner=model.runner,
+        rules=model.rules,
+        checks=FrameChecks(settings.checks, camera.live),
+    )
 
 
 def _connect(
-    settings: LineSettings, identity: Identity, rules: Rules, clock: Clock
-) -> tuple[Publisher, Reporter, TriggerQueue]:
-    """Ties trigger desk, queue and publisher together, and connects."""
-    queue = TriggerQueue(settings.decision.trigger_queue)
-    commands = Commands(clock)
+    settings: LineSettings,
+    eyes: tuple[tuple[View, ...], Models],
+    clock: Clock,
+    stop: StopFlag,
+    notifier: Notifier,
+) -> tuple[Line, Publisher]:
+    """Ties commands, queue, line and publisher together; nothing is connected yet."""
+    (views, models), bell, commands = eyes, Bell(), Commands(clock)
+    queue = TriggerQueue(settings.decision.trigger_queue, bell)
+    identity = models[settings.camera.camera_id].identity
     publisher = Publisher(
         settings.mqtt,
         identity.topic_root,
@@ -118,34 +167,31 @@ def _connect(
         clock=clock,
     )
     reporter = Reporter(publisher, identity, clock)
-    desk = TriggerDesk(
-        queue,
-        report=reporter.report,
-        rules=rules,
+    parts = Parts(
+        settings=settings,
+        views=views,
+        models=models,
+        publisher=publisher,
+        reporter=reporter,
+        queue=queue,
+        bell=bell,
+        notifier=notifier,
         clock=clock,
-        deadline_ms=settings.decision.deadline_ms,
-        triggered=settings.camera.mode is CameraMode.TRIGGERED,
+        stop=stop,
     )
-    commands.register("trigger", desk.handle)
-    publisher.open()
-    return publisher, reporter, queue
+    line = Line(parts)
+    register(commands, line, parts)
+    return line, publisher
 
 
-def _rules(settings: LineSettings, bundle: Bundle) -> Rules:
-    source = bundle.manifest.preprocess
-    size = None
-    if source.source_width is not None and source.source_height is not None:
-        size = (source.source_width, source.source_height)
-    max_age_ns = round(settings.decision.max_frame_age_ms * 1e6)
-    return Rules(bundle.thresholds.score, max_age_ns, size)
-
-
-def _identity(settings: LineSettings, bundle: Bundle) -> Identity:
+def _identity(
+    settings: LineSettings, camera: CameraSettings, bundle: Bundle, session_id: str
+) -> Identity:
     manifest = bundle.manifest
     return Identity(
         topic_root=settings.station.topic_root,
-        session_id=str(uuid.uuid4()),
-        camera_id=settings.camera.camera_id,
+        session_id=session_id,
+        camera_id=camera.camera_id,
         model_id=manifest.name,
         model_version=manifest.version,
         model_sha256=bundle.digest,
@@ -157,20 +203,6 @@ def _warm_up(runner: Runner) -> None:
     image = np.zeros((1, *runner.input_shape), dtype=np.uint8)
     for _ in range(WARM_UP_RUNS):
         runner.run(image)
-
-
-def _introduce(parts: Parts, golden_difference: float) -> None:
-    """Model and settings first: who sees `online` can look up what decides."""
-    utc_ns = parts.clock.utc_ns()
-    publisher, identity = parts.publisher, parts.identity
-    publisher.retain("model", model_payload(parts.bundle, identity, golden_difference, utc_ns))
-    publisher.retain("config", config_payload(parts.settings, identity, utc_ns))
-    publisher.retain("state", state_payload("online", identity, utc_ns))
-
-
-def _say_goodbye(parts: Parts) -> None:
-    state = state_payload("offline", parts.identity, parts.clock.utc_ns(), ("stopped",))
-    parts.publisher.close(state, GOODBYE_S)
 
 
 @contextmanager

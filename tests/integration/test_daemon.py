@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.broker import Listener, wait_until
 from support.daemon_process import STATION
-from support.tiny_bundle import THRESHOLD, write_black_video, write_image
+from support.tiny_bundle import THRESHOLD, write_dark_video, write_image
 
 if TYPE_CHECKING:
     from conftest import StartDaemon
@@ -149,7 +149,7 @@ def test_sigterm_answers_the_waiting_triggers(
     start: StartDaemon, listener: Listener, line: Path, tmp_path: Path
 ) -> None:
     """A camera without frames holds the first part; the others wait in the queue."""
-    write_black_video(tmp_path / "end.avi", frames=1)
+    write_dark_video(tmp_path / "end.avi", frames=1)
     video = {"kind": "video", "uri": "end.avi", "timeout_s": 30, "fps": 0.01}
     daemon = start(camera=video, decision={"deadline_ms": 60000})
     daemon.armed(listener)
@@ -182,7 +182,7 @@ def test_heartbeats_go_on_in_free_run(start: StartDaemon, listener: Listener) ->
 
 
 def test_a_video_file_is_a_camera(start: StartDaemon, listener: Listener, line: Path) -> None:
-    write_black_video(line / "part.avi", frames=20)
+    write_dark_video(line / "part.avi", frames=20)
     video = {"kind": "video", "uri": "part.avi", "fps": 20, "loop": True}
     start(camera=video).armed(listener)
     for number in range(3):

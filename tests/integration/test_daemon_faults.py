@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from support.broker import Broker, Listener, wait_until
 from support.daemon_process import STATION
-from support.tiny_bundle import build_bundle, write_black_video, write_image
+from support.tiny_bundle import DARK, build_bundle, write_dark_video, write_image
 
 if TYPE_CHECKING:
     from conftest import StartDaemon
@@ -43,21 +43,21 @@ def test_a_model_that_says_nan_never_passes_anything(
     start: StartDaemon, listener: Listener, line: Path, fault: str
 ) -> None:
     build_bundle(line / "nan", fault=fault)
-    write_image(line / "images" / "black.png", 0)
+    write_image(line / "images" / "dark.png", DARK)
     start(bundle="nan").armed(listener)
-    for part in ("good", "black"):
+    for part in ("good", "dark"):
         listener.trigger(STATION, part, part)
     doubtful = listener.verdict("good")
     assert (doubtful["verdict"], doubtful["reason"]) == ("unknown", "not_finite")
     assert doubtful["score"] is None
-    assert listener.verdict("black")["verdict"] == "pass"
+    assert listener.verdict("dark")["verdict"] == "pass"
 
 
 def test_inference_that_fails_again_and_again_degrades_the_line_until_it_works(
     start: StartDaemon, listener: Listener, line: Path
 ) -> None:
     build_bundle(line / "failing", fault="fails")
-    write_image(line / "images" / "black.png", 0)
+    write_image(line / "images" / "dark.png", DARK)
     start(bundle="failing").armed(listener)
     for number in range(3):
         listener.trigger(STATION, f"t{number}", "good")
@@ -66,16 +66,19 @@ def test_inference_that_fails_again_and_again_degrades_the_line_until_it_works(
     assert state["problems"] == ["inference"]
     assert listener.wait("heartbeat", lambda h: not h.data["healthy"])
     listener.wipe()
-    listener.trigger(STATION, "t9", "black")
-    assert listener.verdict("t9")["verdict"] == "pass"
+    # The part that proves that it works again is not let go yet.
+    listener.trigger(STATION, "t8", "dark")
+    assert listener.verdict("t8")["reason"] == "line_held"
     listener.wait("state", lambda h: h.data["status"] == "online")
+    listener.trigger(STATION, "t9", "dark")
+    assert listener.verdict("t9")["verdict"] == "pass"
 
 
 def test_more_triggers_than_the_queue_holds_are_unknown_at_once(
     start: StartDaemon, listener: Listener, line: Path
 ) -> None:
     """A video that stands still holds the first part; the queue takes two more."""
-    write_black_video(line / "still.avi", frames=1)
+    write_dark_video(line / "still.avi", frames=1)
     video = {"kind": "video", "uri": "still.avi", "fps": 0.01, "timeout_s": 3}
     start(camera=video, decision={"trigger_queue": 2, "deadline_ms": 4000}).armed(listener)
     listener.trigger(STATION, "t0", "p")
@@ -105,7 +108,7 @@ def test_a_deadline_that_has_passed_is_unknown(start: StartDaemon, listener: Lis
 def test_heartbeats_go_on_while_the_camera_is_silent(
     start: StartDaemon, listener: Listener, line: Path
 ) -> None:
-    write_black_video(line / "still.avi", frames=1)
+    write_dark_video(line / "still.avi", frames=1)
     video = {"kind": "video", "uri": "still.avi", "fps": 0.01, "timeout_s": 2}
     start(camera=video).armed(listener)
     listener.trigger(STATION, "t1", "p")

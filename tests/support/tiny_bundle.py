@@ -19,6 +19,8 @@ from onnx import TensorProto, helper
 SIZE = 32
 CELL = 4
 THRESHOLD = 0.5
+# A grey level of a good part that is no black picture yet, and sets no fault of a model off.
+DARK = 20
 
 
 def write_image(
@@ -31,12 +33,12 @@ def write_image(
     assert cv2.imwrite(str(path), image)
 
 
-def write_black_video(path: Path, frames: int) -> None:
-    """A Motion JPEG file of black pictures at the model's size."""
+def write_dark_video(path: Path, frames: int) -> None:
+    """A Motion JPEG file of DARK pictures at the model's size."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (SIZE, SIZE))
     assert writer.isOpened()
     for _ in range(frames):
-        writer.write(np.zeros((SIZE, SIZE, 3), np.uint8))
+        writer.write(np.full((SIZE, SIZE, 3), DARK, np.uint8))
     writer.release()
 
 

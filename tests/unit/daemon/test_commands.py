@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metal_edge.daemon.bell import Bell
 from metal_edge.daemon.clock import SystemClock
 from metal_edge.daemon.command_fields import FIELDS
 from metal_edge.daemon.commands import (
@@ -26,6 +27,7 @@ from metal_edge.daemon.decision import Rules
 from metal_edge.daemon.desk import TriggerDesk, trigger_of
 from metal_edge.daemon.triggers import TriggerQueue
 from metal_edge.domain import Decision, Trigger, Verdict
+from metal_edge.settings import CameraMode, GateSettings
 
 TRIGGER = b'{"trigger_id": "t", "part_id": "p"}'
 
@@ -181,26 +183,29 @@ def test_a_verb_has_one_handler() -> None:
 def test_the_deadline_counts_from_arrival() -> None:
     def triggered(payload: bytes) -> Trigger:
         fields = read_fields("trigger", payload)
-        return trigger_of(Command("trigger", fields, 7, never), 500)  # type: ignore[arg-type]
+        return trigger_of(Command("trigger", fields, 7, never), 500, GateSettings())  # type: ignore[arg-type]
 
     own = b'{"trigger_id": "t", "part_id": "p", "deadline_ms": 20.5, "encoder": 12}'
     assert triggered(own) == Trigger("t", "p", 7, 7 + 20_500_000, encoder=12)
     assert triggered(TRIGGER) == Trigger("t", "p", 7, 500_000_007)
 
 
-def desk(queue: TriggerQueue, told: list[Decision], *, triggered: bool = True) -> TriggerDesk:
+def desk(
+    queue: TriggerQueue, told: list[Decision], mode: CameraMode = CameraMode.TRIGGERED
+) -> TriggerDesk:
     return TriggerDesk(
         queue,
         report=told.append,
-        rules=Rules(0.5, 10**9),
+        rules=lambda: Rules(0.5, 10**9),
         clock=SystemClock(),
         deadline_ms=500,
-        triggered=triggered,
+        gate=GateSettings(),
+        mode=mode,
     )
 
 
 def test_the_desk_gives_every_accepted_id_one_verdict() -> None:
-    queue, told = TriggerQueue(1), list[Decision]()
+    queue, told = TriggerQueue(1, Bell()), list[Decision]()
     handle = desk(queue, told).handle
     answers = [
         asked("trigger", f'{{"trigger_id": "{name}", "part_id": "p"}}'.encode(), handle)[0]
@@ -215,8 +220,9 @@ def test_the_desk_gives_every_accepted_id_one_verdict() -> None:
     assert len(queue) == 1
 
 
-def test_no_triggers_in_free_run() -> None:
-    queue = TriggerQueue(1)
-    (answer,) = asked("trigger", TRIGGER, desk(queue, [], triggered=False).handle)
+@pytest.mark.parametrize("mode", [CameraMode.LATEST, CameraMode.HARDWARE])
+def test_no_command_triggers_a_camera_that_has_its_own_pace(mode: CameraMode) -> None:
+    queue = TriggerQueue(1, Bell())
+    (answer,) = asked("trigger", TRIGGER, desk(queue, [], mode).handle)
     assert (answer["status"], len(queue)) == ("refused", 0)
-    assert "runs free" in answer["reason"]
+    assert f"camera.mode = {mode}" in answer["reason"]

@@ -7,6 +7,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metal_edge.daemon.bell import Bell
 from metal_edge.daemon.triggers import (
     REMEMBERED_IDS,
     Offer,
@@ -24,12 +25,12 @@ def test_each_trigger_is_handed_on_once_in_order_or_refused(
     steps: list[int | None], capacity: int
 ) -> None:
     """A number offers that trigger, None takes one; checked against a plain list."""
-    queue = TriggerQueue(capacity)
+    queue = TriggerQueue(capacity, Bell())
     waiting: list[int] = []
     seen: set[int] = set()
     for step in steps:
         if step is None:
-            taken = queue.take(0)
+            taken = queue.take()
             assert taken == (trigger(waiting.pop(0)) if waiting else None)
             continue
         offer = queue.offer(trigger(step))
@@ -44,22 +45,28 @@ def test_each_trigger_is_handed_on_once_in_order_or_refused(
     assert queue.oldest_deadline_ns() == (waiting[0] + 10 if waiting else None)
     assert queue.close() == [trigger(number) for number in waiting]
     assert queue.offer(trigger(99)) is Offer.CLOSED
-    assert queue.take(0) is None
+    assert queue.take() is None
 
 
 def test_memory_of_ids_is_bounded() -> None:
-    queue = TriggerQueue(1)
+    queue = TriggerQueue(1, Bell())
     for number in range(REMEMBERED_IDS + 1):
         queue.offer(trigger(number))
-        queue.take(0)
+        queue.take()
     assert queue.offer(trigger(1)) is Offer.DUPLICATE
     assert queue.offer(trigger(0)) is Offer.ACCEPTED
 
 
-def test_take_wakes_up_for_a_trigger() -> None:
-    queue = TriggerQueue(1)
+def test_a_trigger_rings_the_bell_and_a_ring_before_the_wait_is_not_lost() -> None:
+    bell = Bell()
+    queue = TriggerQueue(1, bell)
     taken: list[Trigger | None] = []
-    waiter = threading.Thread(target=lambda: taken.append(queue.take(20)))
+
+    def wait_and_take() -> None:
+        bell.wait(20)
+        taken.append(queue.take())
+
+    waiter = threading.Thread(target=wait_and_take)
     waiter.start()
     queue.offer(trigger(1))
     waiter.join(10)

@@ -1,0 +1,260 @@
+"""Looks at one part after another and answers for each: the deciding thread's tools.
+
+Cameras have threads of their own, so nothing that a camera does holds this thread up; heartbeat
+and watchdog are sent from here and from nowhere else, so they stop when it stops.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
+
+from metal_edge.daemon.cameras import CameraError
+from metal_edge.daemon.decision import Evidence, Reason, decide, join
+from metal_edge.daemon.grabber import Outcome, Shot
+from metal_edge.daemon.heart import Heart, Vitals
+from metal_edge.daemon.line_parts import Parts
+from metal_edge.daemon.line_requests import Requests
+from metal_edge.daemon.line_state import LineState
+from metal_edge.daemon.model import Models
+from metal_edge.daemon.transitions import Event, State
+from metal_edge.daemon.view_worker import ViewWorker
+from metal_edge.domain import Decision, Trigger
+from metal_edge.settings import CameraMode
+
+log = logging.getLogger(__name__)
+
+# The stop flag is looked at this often: a signal handler may set it, but not ring the bell.
+SLICE_NS = 100_000_000
+# After a stop, the part in hand gets this long to come before the camera.
+GRACE_NS = 500_000_000
+# A camera that gives neither frame nor error for so long after its time does not return.
+STUCK_NS = 500_000_000
+
+
+class Inspector:
+    """The cameras and models of a line, its heart, and the answers it gives.
+
+    Args:
+        parts: of the line.
+        state: of the line.
+        requests: done between two parts.
+    """
+
+    def __init__(self, parts: Parts, state: LineState, requests: Requests) -> None:
+        self.parts = parts
+        self.state = state
+        self.models: Models = dict(parts.models)
+        triggered = parts.settings.camera.mode is CameraMode.TRIGGERED
+        self.workers = tuple(
+            ViewWorker(view, parts.clock, parts.bell, triggered) for view in parts.views
+        )
+        self.frames_dropped = 0
+        self.triggers_lost = 0
+        self._requests = requests
+        self._clock = parts.clock
+        self._shots = count(1)
+        self._stop_seen_ns: int | None = None
+        cameras = (parts.settings.camera, *parts.settings.views)
+        self._timeouts_s = tuple(camera.timeout_s for camera in cameras)
+        self.heart = Heart(
+            parts.settings.heartbeat_hz,
+            self._vitals,
+            state,
+            lambda: self.models[parts.views[0].camera_id].identity,
+            publisher=parts.publisher,
+            reporter=parts.reporter,
+            queue=parts.queue,
+            notifier=parts.notifier,
+            clock=parts.clock,
+        )
+
+    def start(self) -> None:
+        """Starts the cameras' threads."""
+        for worker in self.workers:
+            worker.start()
+
+    def close(self) -> None:
+        """Ends the cameras' threads; the cameras themselves belong to whoever opened them."""
+        for worker in self.workers:
+            worker.close()
+
+    @property
+    def timeout_s(self) -> float:
+        """How long the first camera may take."""
+        return self._timeouts_s[0]
+
+    def stopping(self) -> bool:
+        """True once the line was asked to stop."""
+        return self.parts.stop.requested()
+
+    def breathe(self) -> None:
+        """Broker, heartbeat, watchdog. Often called; does little until the next beat is due."""
+        self.parts.publisher.pump()
+        self.heart.beat()
+
+    def between_parts(self) -> None:
+        """Breathes, and does what other threads asked for. No part is in hand."""
+        self.breathe()
+        while (request := self._requests.next_models()) is not None:
+            models, done = request
+            before, self.models = self.models, models
+            self.state.tell(Event.CHANGE)
+            for worker in self.workers:
+                worker.serve(models[worker.view.camera_id])
+            self.parts.reporter.identity = self.models[self.workers[0].view.camera_id].identity
+            self.state.tell(Event.CHANGED)
+            self._requests.hand_back(done, before)
+            self.heart.hurry()
+            self.breathe()
+
+    def wait(self, until_ns: int | None = None) -> None:
+        """Until the bell rings, the next beat is due, or `until_ns`; never for long."""
+        now_ns = self._clock.mono_ns()
+        end_ns = min(now_ns + SLICE_NS, self.heart.due_ns)
+        if until_ns is not None:
+            end_ns = min(end_ns, until_ns)
+        self.parts.bell.wait((end_ns - now_ns) / 1e9)
+
+    def rest(self) -> None:
+        """One beat's time: what fails at once must not turn the loop into a storm."""
+        until_ns = self._clock.mono_ns() + self.heart.period_ns
+        while self._clock.mono_ns() < until_ns and not self.stopping():
+            self.wait(until_ns)
+            self.between_parts()
+
+    def inspect(self, trigger: Trigger) -> None:
+        """Exactly one verdict on one trigger of the queue."""
+        if self.state.now is State.DISARMED:
+            self.answer(trigger, Reason.DISARMED)
+            return
+        asked_ns = self._clock.mono_ns()
+        left_s = (trigger.deadline_mono_ns - asked_ns) / 1e9
+        if left_s <= 0:
+            self.answer(trigger, Reason.DEADLINE_MISSED)
+            return
+        ends_ns = []
+        number = next(self._shots)
+        for worker, timeout_s in zip(self.workers, self._timeouts_s, strict=True):
+            patience_s = min(left_s, timeout_s)
+            worker.ask(Shot(number, trigger.part_id, patience_s, trigger=True), asked_ns)
+            ends_ns.append(asked_ns + round(patience_s * 1e9))
+        self.report(trigger, self._collect(trigger, ends_ns))
+
+    def _collect(self, trigger: Trigger, ends_ns: Sequence[int]) -> list[Evidence]:
+        """What each view gives; examined as it comes, so that a stalled one holds up none."""
+        found: dict[int, Evidence] = {}
+        while True:
+            for place, worker in enumerate(self.workers):
+                if place in found or (outcome := worker.outcome()) is None:
+                    continue
+                evidence = worker.seen(outcome)
+                found[place] = worker.examine(evidence, trigger.deadline_mono_ns)
+                break
+            else:
+                waiting = [place for place in range(len(self.workers)) if place not in found]
+                now_ns = self._clock.mono_ns()
+                stop = self._stop_is_due(now_ns)
+                for place in waiting:
+                    if stop or now_ns >= ends_ns[place]:
+                        fault = Reason.SHUTTING_DOWN if stop else Reason.NO_FRAME
+                        found[place] = self.workers[place].silent(fault)
+                if len(found) == len(self.workers):
+                    return [self._one_of_several(found[place]) for place in sorted(found)]
+                self.wait(min(ends_ns[place] for place in waiting if place not in found))
+            self.breathe()
+
+    def _one_of_several(self, evidence: Evidence) -> Evidence:
+        if len(self.workers) > 1 and evidence.fault is Reason.NO_FRAME:
+            return replace(evidence, fault=Reason.VIEW_MISSING)
+        return evidence
+
+    def _stop_is_due(self, now_ns: int) -> bool:
+        if not self.stopping():
+            return False
+        if self._stop_seen_ns is None:
+            self._stop_seen_ns = now_ns
+        return now_ns - self._stop_seen_ns > GRACE_NS
+
+    def next_outcome(self, timeout_s: float) -> Outcome | None:
+        """The only camera's next frame or error, whenever it comes; None when told to stop."""
+        asked_ns = self._clock.mono_ns()
+        end_ns = asked_ns + round(max(timeout_s, self.timeout_s) * 1e9) + STUCK_NS
+        worker = self.workers[0]
+        number = next(self._shots)
+        worker.ask(Shot(number, None, timeout_s, trigger=False), asked_ns)
+        while True:
+            outcome = worker.outcome()
+            if outcome is not None:
+                return outcome
+            now_ns = self._clock.mono_ns()
+            if now_ns >= end_ns:
+                error = CameraError("the camera does not return from a grab", "restart it")
+                return Outcome(number, None, error, now_ns)
+            if self.stopping():
+                return None
+            self.between_parts()
+            self.wait(end_ns)
+
+    def last_outcome(self) -> Outcome | None:
+        """Of the shot that `next_outcome` gave up when it was told to stop."""
+        return self.workers[0].outcome()
+
+    def ask_once_more(self) -> None:
+        """Asks the only camera for what it already has."""
+        shot = Shot(next(self._shots), None, 0.0, trigger=False)
+        self.workers[0].ask(shot, self._clock.mono_ns())
+
+    def judge(self, trigger: Trigger, outcome: Outcome, fault: Reason | None = None) -> None:
+        """The verdict on what the only camera gave; `unknown` with a `fault` known before."""
+        worker = self.workers[0]
+        if fault is None and self.state.now is State.DISARMED:
+            fault = Reason.DISARMED
+        evidence = worker.seen(outcome)
+        if fault is not None:
+            evidence = replace(evidence, fault=fault)
+        else:
+            evidence = worker.examine(evidence, trigger.deadline_mono_ns)
+        self.report(trigger, [evidence])
+
+    def answer(self, trigger: Trigger, fault: Reason) -> None:
+        """`unknown`, without a look."""
+        ids = [worker.view.camera_id for worker in self.workers]
+        camera_id = ids[0] if len(ids) == 1 else None
+        self.report(trigger, [Evidence(fault=fault, camera_id=camera_id)])
+
+    def report(self, trigger: Trigger, evidence: Sequence[Evidence]) -> None:
+        """Decides, and tells the world; bookkeeping comes after that."""
+        decision = self.state.release(self._decide(trigger, evidence))
+        wanted = self._requests.wants_pictures() and any(e.frame is not None for e in evidence)
+        told = self.parts.reporter.report(decision)
+        if wanted:
+            self._requests.taken(told)
+        self.parts.publisher.pump()
+
+    def _decide(self, trigger: Trigger, evidence: Sequence[Evidence]) -> Decision:
+        now_ns = self._clock.mono_ns()
+        if len(evidence) < len(self.workers):  # one reason for the whole part
+            return decide(trigger, evidence[0], self.workers[0].view.rules, now_ns)
+        decisions = [
+            decide(trigger, one, worker.view.rules, now_ns)
+            for one, worker in zip(evidence, self.workers, strict=True)
+        ]
+        if len(decisions) == 1:
+            return decisions[0]
+        expected = [worker.view.camera_id for worker in self.workers]
+        return join(trigger, decisions, expected, now_ns)
+
+    def _vitals(self) -> Vitals:
+        """How this thread and its cameras are doing."""
+        faults = [
+            fault if len(self.workers) == 1 else f"{fault}: {worker.view.camera_id}"
+            for worker in self.workers
+            for fault in worker.faults()
+        ]
+        frames = [worker.last_frame_ns for worker in self.workers]
+        known = [t for t in frames if t is not None]
+        oldest = min(known) if len(known) == len(frames) else None
+        return Vitals(tuple(faults), oldest, self.frames_dropped, self.triggers_lost)

@@ -12,6 +12,7 @@ a store into a mapped page that the disk cannot read back ends the process with 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import zlib
@@ -76,10 +77,11 @@ class Journal:
         """Opens the ring, or makes one; a file of another size is begun anew.
 
         Raises:
-            OSError: no space, no permission.
+            OSError: no space, no permission, or another process has it open.
         """
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(descriptor).st_size != slots * SLOT:
                 _fill(descriptor, slots)
             content = os.pread(descriptor, slots * SLOT, 0)

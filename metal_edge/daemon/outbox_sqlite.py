@@ -53,14 +53,24 @@ class SqliteOutbox:
     """See the module and `Outbox`.
 
     Args:
-        path: the SQLite file; `.ring`, `.lock` and damaged files lie beside it.
+        path: the SQLite file; its lock and damaged files lie beside it.
         limits: of the file.
         memory_limit: events that may wait in memory for the disk; then the oldest gives way.
         clock: its monotonic side; the wall clock only names damaged files.
+        ring: the journal, best in memory (tmpfs), where no disk can hold up a decision; by
+            default beside `path`.
     """
 
-    def __init__(self, path: Path, limits: Limits, memory_limit: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        path: Path,
+        limits: Limits,
+        memory_limit: int,
+        clock: Clock,
+        ring: Path | None = None,
+    ) -> None:
         self._path = path
+        self._ring = ring or _beside(path, ".ring")
         self._limits = limits
         self._clock = clock
         # Guards what stands before the empty line; never held during SQLite's work.
@@ -82,8 +92,11 @@ class SqliteOutbox:
         self._next_try_ns = 0
         self._work = threading.Event()
         self._stop = threading.Event()
-        self._turn()  # here, so that the first decision already finds its journal
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self.turn()  # here, so that the first decision already finds its journal
+
+    def start(self) -> None:
+        """Starts the writer thread."""
         self._thread.start()
 
     def begin(self, event_id: str, payload: bytes) -> None:
@@ -162,14 +175,14 @@ class SqliteOutbox:
         while not self._stop.is_set():
             self._work.wait(IDLE_S)
             self._work.clear()
-            self._turn()
+            self.turn()
             self._stop.wait(COMMIT_EVERY_S)
         self._next_try_ns = 0
-        self._turn()
+        self.turn()
         self._shut()
 
-    def _turn(self) -> None:
-        """Whatever is to be done now; errors end as a problem and a later try."""
+    def turn(self) -> None:
+        """The writer's: whatever is to be done now. Errors end as a problem and a later try."""
         now_ns = self._clock.mono_ns()
         due = now_ns >= self._next_try_ns
         with self._lock:
@@ -236,14 +249,14 @@ class SqliteOutbox:
         if self._journal is not None:
             return []
         try:
-            journal = Journal.open(_beside(self._path, ".ring"))
+            journal = Journal.open(self._ring)
         except OSError as error:
             with self._lock:
                 self._journal_problem = f"journal: {what_is_wrong(error)}"
             return []
         found: dict[str, Entry] = {}
         for record in journal.recovered:
-            first = found.get(record.event_id)
+            first = found.pop(record.event_id, None)
             seq = record.seq if first is None else first.seq
             found[record.event_id] = Entry(OutboxEvent(record.event_id, record.payload), seq)
         journal.recovered = []

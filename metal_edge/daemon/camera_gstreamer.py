@@ -13,7 +13,13 @@ from metal_edge.daemon.camera_stream import OPEN_TIMEOUT_S, Exposure, StreamCame
 from metal_edge.daemon.camera_system import load_namespace
 from metal_edge.daemon.cameras import CameraError, TornFrameError
 from metal_edge.daemon.clock import Clock
-from metal_edge.daemon.pixel_formats import FORMATS, PixelDataError, PixelFormat, data_size, to_rgb
+from metal_edge.daemon.pixel_formats import (
+    FORMATS,
+    PixelDataError,
+    PixelFormat,
+    to_rgb,
+    without_padding,
+)
 from metal_edge.domain import TimeSource
 from metal_edge.errors import SettingsError
 from metal_edge.settings import CameraSettings
@@ -127,7 +133,7 @@ class GStreamerSource:
         if not mapped:
             raise self._torn("its memory cannot be read")
         try:
-            data = _without_padding(info.data, width, height, pixel_format)
+            data = without_padding(np.frombuffer(info.data, np.uint8), width, height, pixel_format)
             image = to_rgb(data, width, height, pixel_format, full_range=full_range)
         except PixelDataError as error:
             raise self._torn(str(error)) from error
@@ -161,15 +167,6 @@ def _format_of(caps: Any) -> tuple[PixelFormat, int, int]:
     _, width = caps.get_int("width")
     _, height = caps.get_int("height")
     return FORMATS[names[caps.get_string("format")]], width, height
-
-
-def _without_padding(data: Any, width: int, height: int, pixel_format: PixelFormat) -> Any:
-    """uint8 [n]: rows may be filled up to a multiple of some bytes."""
-    flat = np.frombuffer(data, np.uint8)
-    row = data_size(width, 1, pixel_format)
-    if height and flat.size % height == 0 and flat.size // height >= row:
-        flat = flat.reshape(height, -1)[:, :row].reshape(-1)
-    return flat
 
 
 class GStreamerOptions(Options):

@@ -110,6 +110,16 @@ def data_size(width: int, height: int, pixel_format: PixelFormat) -> int:
     return values * (1 if pixel_format.bits <= 8 else 2)
 
 
+def without_padding(
+    data: NDArray[np.uint8], width: int, height: int, pixel_format: PixelFormat
+) -> NDArray[np.uint8]:
+    """uint8 [n] without what rows were filled up with; unchanged where that cannot be told."""
+    row = data_size(width, 1, pixel_format)
+    if height < 1 or data.size % height or data.size // height < row:
+        return data
+    return data.reshape(height, -1)[:, :row].reshape(-1)
+
+
 def to_rgb(
     data: NDArray[np.uint8],
     width: int,

@@ -1,0 +1,46 @@
+"""From a camera's own clock to the monotonic clock of this machine. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+
+# More frames than lie in all buffers between sensor and reader: one of them came without delay.
+WINDOW = 64
+# How far two quartz clocks drift apart, at worst, in parts per million.
+DRIFT_PPM = 100
+
+
+class ClockMap:
+    """Learns the offset between two clocks from when frames arrive.
+
+    A frame cannot arrive before it was taken, so arrival minus camera time is the offset plus a
+    delay. The smallest of the last `WINDOW` such differences, each allowed to drift, has the
+    smallest delay in it. Mapped times are thus late by that delay (exposure, read-out and
+    transfer of the quickest frame) and by no more than the drift; never later than the arrival.
+    A frame that waited in a buffer is recognised by its age. Method: the minimum filter of
+    NTP's clock filter algorithm (RFC 5905, 10), one way.
+    """
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[int, int]] = deque(maxlen=WINDOW)  # arrival, difference
+        self._last_ns: int | None = None
+
+    def map(self, camera_ns: int, arrival_ns: int) -> int:
+        """Monotonic time of a frame; call it once per frame, in order.
+
+        Args:
+            camera_ns: its stamp, on the camera's clock.
+            arrival_ns: when it was received, monotonic.
+
+        Returns:
+            at most `arrival_ns`.
+        """
+        if self._last_ns is not None and camera_ns <= self._last_ns:
+            self._samples.clear()  # the clock was set back: the camera restarted
+        self._last_ns = camera_ns
+        self._samples.append((arrival_ns, arrival_ns - camera_ns))
+        offset_ns = min(
+            difference + (arrival_ns - then) * DRIFT_PPM // 1_000_000
+            for then, difference in self._samples
+        )
+        return camera_ns + offset_ns

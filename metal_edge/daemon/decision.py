@@ -116,10 +116,11 @@ class Evidence:
 def assess(inspection: Inspection, rules: Rules, area: Area) -> Assessment:
     """The score that counts, and the regions that go with it.
 
-    It is the graph's own score unless the rules take something away: pixels that are not
-    inspected, and hot areas below the minimum. Then it is the graph's reduction over the rest, a
-    mean over as many pixels as before, where what was too small counts as 0. So taking away can
-    lower a score and never raise it: the promise that the threshold carries still holds.
+    It is the graph's own score unless the rules take something away. Then it is the graph's
+    reduction over the inspected pixels, a mean over as many as before, where areas below the
+    minimum count as just not hot. So taking away never raises a score, which keeps the promise
+    that the threshold carries; and hotter is never better, since a speck that turns hot counts
+    no less than before.
 
     Args:
         inspection: what the model said.
@@ -137,7 +138,7 @@ def assess(inspection: Inspection, rules: Rules, area: Area) -> Assessment:
         values = heat if inspected is None else heat[inspected]
         if hot.too_small is not None:
             small = hot.too_small if inspected is None else hot.too_small[inspected]
-            values = np.where(small, np.float32(0), values)
+            values = np.where(small, np.minimum(values, _just_below(rules.threshold)), values)
         score = reduce_map(values, hottest_count(rules.score_share or 0.0, heat.size))
     return Assessment(inspection, rules, score, hot.regions)
 
@@ -160,12 +161,16 @@ def _fits(inspection: Inspection, rules: Rules, wanted: RegionRules, area: Area)
         return False
     if not wanted.filters:
         return True
-    threshold, share = rules.threshold or 0.0, rules.score_share
-    if share is None or not reproduces(inspection, share, threshold):
+    share = rules.score_share
+    if share is None or not reproduces(inspection, share, rules.threshold or 0.0):
         return False
-    # What is too small counts as 0, which must be below everything hot.
-    enough = wanted.pixels >= hottest_count(share, heat.size)
-    return enough and (wanted.min_area_px == 0 or threshold > 0)
+    return wanted.pixels >= hottest_count(share, heat.size)
+
+
+def _just_below(threshold: float) -> np.float32:
+    """The largest number of the map's kind that is not hot."""
+    nearest = np.float32(threshold)
+    return nearest if float(nearest) < threshold else np.nextafter(nearest, np.float32(-np.inf))
 
 
 def reproduces(inspection: Inspection, score_share: float, threshold: float) -> bool:

@@ -76,10 +76,10 @@ def _score_share(bundle: Bundle) -> float | None:
 
 
 def _check_sense(wanted: RegionRules, threshold: float) -> None:
-    if threshold <= 0 and (wanted.min_area_px > 0 or wanted.hysteresis is not None):
+    if threshold <= 0 and wanted.hysteresis is not None:
         raise SettingsError(
-            f"regions: min_area_px and hysteresis need a threshold above 0, it is {threshold:.6g}",
-            "leave them out for this bundle",
+            f"regions: hysteresis needs a threshold above 0, it is {threshold:.6g}",
+            "leave it out for this bundle",
         )
     mask = wanted.inspected if wanted.inspected is not None else np.ones(wanted.shape, np.bool_)
     _, _, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from metal_edge.daemon import decision as core
 from metal_edge.daemon.decision import Evidence, Reason, Rules, assess
-from metal_edge.daemon.regions import MAX_REGIONS, find_areas
-from metal_edge.domain import Decision, Frame, Inspection, Trigger, Verdict
+from metal_edge.daemon.regions import RegionRules
+from metal_edge.domain import Decision, Frame, Inspection, TimeSource, Trigger, Verdict
 
 NOW = 10_000_000_000
 MS = 1_000_000
@@ -127,35 +127,69 @@ def test_a_pass_means_that_everything_was_right(
     assert threshold is not None and evidence.inspection.score < threshold < math.inf
 
 
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 200), st.integers(1, 200), st.data())
-def test_regions_cover_the_hot_cells_and_stay_inside(
-    rows: int, columns: int, width: int, height: int, data: st.DataObject
-) -> None:
-    cells = data.draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns))
-    heat = np.array(cells, np.float32).reshape(rows, columns)
-    x0, y0 = 7, 11
-    regions = find_areas(heat, 1.0, (x0, y0, width, height)).regions
-    assert len(regions) <= MAX_REGIONS
-    for region in regions:
-        assert x0 <= region.x and region.x + region.width <= x0 + width
-        assert y0 <= region.y and region.y + region.height <= y0 + height
-        assert region.width > 0 and region.height > 0 and region.area > 0
-        assert region.peak == 1.0
-    if len(regions) == MAX_REGIONS:
-        return
-    for row, column in zip(*np.nonzero(heat), strict=True):
-        x, y = x0 + (column + 0.5) * width / columns, y0 + (row + 0.5) * height / rows
-        assert any(r.x <= x <= r.x + r.width and r.y <= y <= r.y + r.height for r in regions)
+def test_the_score_that_counts_decides_and_the_graphs_own_is_told() -> None:
+    heat = np.array([[0.9, 0.1], [0.1, 0.2]], np.float32)
+    mask = np.array([[False, True], [True, True]])
+    rules = replace(RULES, regions=RegionRules((0, 0, 4, 3), (2, 2), mask), score_share=0.0)
+    decision = decide(TRIGGER, replace(GOOD, inspection=Inspection(heat, 0.9)), rules, NOW)
+    assert (decision.verdict, decision.reason) == (Verdict.PASS, Reason.OK)
+    assert (decision.score, decision.raw_score) == (pytest.approx(0.2), 0.9)
 
 
-def test_regions_are_the_connected_areas_worst_first() -> None:
-    heat = np.zeros((4, 6), np.float32)
-    heat[0, 0] = 0.6
-    heat[2, 3] = 0.7
-    heat[3, 4] = 0.9  # touches by its corner
-    first, second = find_areas(heat, 0.5, (100, 50, 12, 8)).regions
-    assert (first.x, first.y, first.width, first.height) == (106, 54, 4, 4)
-    assert first.peak == pytest.approx(0.9)
-    assert first.area == 8
-    assert (second.x, second.y, second.width, second.height) == (100, 50, 2, 2)
-    assert find_areas(heat, 0.95, (0, 0, 12, 8)).regions == ()
+def test_what_is_found_is_told_even_when_it_comes_too_late() -> None:
+    late = TRIGGER.deadline_mono_ns + 1
+    decision = decide(TRIGGER, replace(GOOD, inspection=inspection(0.9, 0.9)), RULES, late)
+    assert decision.reason is Reason.DEADLINE_MISSED
+    assert (decision.score, len(decision.regions)) == (0.9, 1)
+
+
+@pytest.mark.parametrize("said", [math.nan, math.inf])
+def test_no_number_that_is_not_finite_gets_out(said: float) -> None:
+    decision = decide(
+        TRIGGER, replace(GOOD, inspection=inspection(said)), replace(RULES, threshold=said), NOW
+    )
+    assert (decision.score, decision.raw_score, decision.threshold) == (None, None, None)
+
+
+def test_the_camera_that_was_asked_is_named_without_a_frame() -> None:
+    evidence = Evidence(camera_id="cam7", fault=Reason.NO_FRAME)
+    assert decide(TRIGGER, evidence, RULES, NOW).camera_id == "cam7"
+    assert decide(TRIGGER, GOOD, RULES, NOW).camera_id == "cam0"
+    assert decide(TRIGGER, replace(GOOD, camera_id="cam0"), RULES, NOW).verdict is Verdict.PASS
+
+
+def test_everything_about_the_part_is_in_the_decision() -> None:
+    latency = {"grab": 1.0, "infer": 2.0}
+    decision = decide(TRIGGER, replace(GOOD, latency_ms=latency), RULES, NOW)
+    assert decision.trigger is TRIGGER and decision.seq == 0
+    assert (decision.t_exposure_mono_ns, decision.t_exposure_utc_ns, decision.time_source) == (
+        NOW - 50 * MS,
+        1_700_000_000_000_000_000,
+        TimeSource.ARRIVAL,
+    )
+    assert decision.latency_ms == latency
+
+
+def test_a_frame_of_any_size_counts_where_none_is_asked_for() -> None:
+    rules = replace(RULES, source_size=None)
+    assert decide(TRIGGER, replace(GOOD, frame=frame(size=(9, 9))), rules, NOW).verdict == "pass"
+
+
+def test_a_frame_from_the_moment_of_the_request_or_of_the_decision_is_fresh() -> None:
+    for when in (NOW - 90 * MS, NOW):
+        assert decide(TRIGGER, replace(GOOD, frame=frame(when)), RULES, NOW).verdict == "pass"
+    oldest = replace(GOOD, frame=frame(NOW - 1000 * MS), requested_mono_ns=None)
+    assert decide(TRIGGER, oldest, RULES, NOW).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("score", [None, math.nan, 0.5, 0.7])
+def test_a_pass_without_proof_cannot_even_be_constructed(score: float | None) -> None:
+    with pytest.raises(ValueError, match="pass needs a finite score"):
+        Decision(Verdict.PASS, Reason.OK, TRIGGER, 1, score=score, threshold=0.5)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.REJECT, Verdict.UNKNOWN])
+def test_a_pass_with_a_view_that_did_not_pass_cannot_be_constructed(verdict: Verdict) -> None:
+    view = Decision(verdict, Reason.SCORE, TRIGGER, 0)
+    with pytest.raises(ValueError, match="pass of every view"):
+        Decision(Verdict.PASS, Reason.OK, TRIGGER, 1, score=0.1, threshold=0.5, views=(view,))

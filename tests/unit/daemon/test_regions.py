@@ -309,3 +309,37 @@ def test_the_hottest_are_counted_as_the_graph_counts_them() -> None:
         1311,
         65536,
     ]
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 200), st.integers(1, 200), st.data())
+def test_regions_cover_the_hot_cells_and_stay_inside(
+    rows: int, columns: int, width: int, height: int, data: st.DataObject
+) -> None:
+    cells = data.draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns))
+    heat = np.array(cells, np.float32).reshape(rows, columns)
+    x0, y0 = 7, 11
+    regions = find_areas(heat, 1.0, (x0, y0, width, height)).regions
+    assert len(regions) <= MAX_REGIONS
+    for region in regions:
+        assert x0 <= region.x and region.x + region.width <= x0 + width
+        assert y0 <= region.y and region.y + region.height <= y0 + height
+        assert region.width > 0 and region.height > 0 and region.area > 0
+        assert region.peak == 1.0
+    if len(regions) == MAX_REGIONS:
+        return
+    for row, column in zip(*np.nonzero(heat), strict=True):
+        x, y = x0 + (column + 0.5) * width / columns, y0 + (row + 0.5) * height / rows
+        assert any(r.x <= x <= r.x + r.width and r.y <= y <= r.y + r.height for r in regions)
+
+
+def test_regions_are_the_connected_areas_worst_first() -> None:
+    heat = np.zeros((4, 6), np.float32)
+    heat[0, 0] = 0.6
+    heat[2, 3] = 0.7
+    heat[3, 4] = 0.9  # touches by its corner
+    first, second = find_areas(heat, 0.5, (100, 50, 12, 8)).regions
+    assert (first.x, first.y, first.width, first.height) == (106, 54, 4, 4)
+    assert first.peak == pytest.approx(0.9)
+    assert first.area == 8
+    assert (second.x, second.y, second.width, second.height) == (100, 50, 2, 2)
+    assert find_areas(heat, 0.95, (0, 0, 12, 8)).regions == ()

@@ -51,11 +51,12 @@ _S, _E = State, Event
 # Rows: state; columns: event. Every pair is here, so that none is decided by accident.
 TABLE: Mapping[tuple[State, Event], State] = MappingProxyType(
     {
+        # Only READY ends this, or an order given now would lead around the proof.
         (_S.STARTING, _E.READY): _S.ARMED,
         (_S.STARTING, _E.WELL): _S.STARTING,
         (_S.STARTING, _E.PROBLEM): _S.STARTING,
         (_S.STARTING, _E.FAULT): _S.STARTING,
-        (_S.STARTING, _E.DISARM): _S.DISARMED,
+        (_S.STARTING, _E.DISARM): _S.STARTING,
         (_S.STARTING, _E.ARM): _S.STARTING,
         (_S.STARTING, _E.CHANGE): _S.STARTING,
         (_S.STARTING, _E.CHANGED): _S.STARTING,

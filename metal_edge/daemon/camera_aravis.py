@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from metal_edge.daemon.camera_genicam import Value, check_genicam, configure
-from metal_edge.daemon.camera_stream import Exposure, StreamCamera
+from metal_edge.daemon.camera_source import Exposure
+from metal_edge.daemon.camera_stream import StreamCamera
 from metal_edge.daemon.camera_system import load_namespace
 from metal_edge.daemon.camera_time import ClockMap
 from metal_edge.daemon.cameras import CameraError, TornFrameError

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from metal_edge.daemon.camera_options import refuse_options, refuse_settings
-from metal_edge.daemon.camera_stream import OPEN_TIMEOUT_S, Exposure, StreamCamera
+from metal_edge.daemon.camera_source import Exposure
+from metal_edge.daemon.camera_stream import OPEN_TIMEOUT_S, StreamCamera
 from metal_edge.daemon.cameras import CameraError, EndOfStreamError
 from metal_edge.daemon.clock import Clock
 from metal_edge.domain import Image, TimeSource

@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from metal_edge.daemon.camera_options import Options, parse_options, refuse_settings
-from metal_edge.daemon.camera_stream import OPEN_TIMEOUT_S, Exposure, StreamCamera
+from metal_edge.daemon.camera_source import Exposure
+from metal_edge.daemon.camera_stream import OPEN_TIMEOUT_S, StreamCamera
 from metal_edge.daemon.camera_system import load_namespace
 from metal_edge.daemon.cameras import CameraError, TornFrameError
 from metal_edge.daemon.clock import Clock

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from metal_edge.daemon.camera_capture import CaptureCamera, CaptureSource
 from metal_edge.daemon.camera_options import Options, parse_options, refuse_settings
-from metal_edge.daemon.camera_stream import Exposure
+from metal_edge.daemon.camera_source import Exposure
 from metal_edge.daemon.cameras import CameraError, TornFrameError
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.pixel_formats import FORMATS, PixelDataError, to_rgb

@@ -25,7 +25,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from metal_edge.daemon.tls import client_context, tls_remedy
+from metal_edge.daemon.tls import client_context, silence_remedy, tls_remedy
 from metal_edge.errors import UnavailableError
 from metal_edge.settings import MqttSettings
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 MAX_PACKET = 65_536
 # QoS 1 messages waiting in paho; only answers to commands can come near.
 MAX_QUEUED = 1000
-UNSPECIFIED = "Unspecified error"  # paho's word for a socket that was closed on us
+CLOSED = "Unspecified error"  # paho's word for a socket that was closed on us
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +207,11 @@ class Connection:
             self._client.tls_set_context(context)
 
     def _refusal_remedy(self, why: str) -> str:
-        if self._settings.ca_file is None and why == UNSPECIFIED:
-            return "does mqtt.port speak TLS? then set mqtt.ca_file"
-        return tls_remedy(why) or (
-            "check mqtt.username, mqtt.password_file and the broker's access rules"
-        )
+        """A socket closed without a word was closed by TLS: an alert is easily lost on the way."""
+        remedy = tls_remedy(why)
+        if remedy is None and self._refusal == CLOSED:
+            remedy = silence_remedy(self._settings)
+        return remedy or "check mqtt.username, mqtt.password_file and the broker's access rules"
 
     def _unavailable(self, what: str, remedy: str) -> UnavailableError:
         where = f"{self._settings.host}:{self._settings.port}"
@@ -248,8 +248,8 @@ class Connection:
         self._answered.set()
 
     def _note_fault(self, client: Any, data: Any, level: int, text: str) -> None:
-        """paho tells of a socket's fault in its log only: a TLS alert, for one."""
-        if level == LogLevel.MQTT_LOG_ERR:
+        """paho tells of a socket's fault, a TLS alert say, in its log only. The first counts."""
+        if level == LogLevel.MQTT_LOG_ERR and self._socket_fault is None:
             self._socket_fault = text
 
     def _disconnected(
@@ -290,7 +290,9 @@ class Connection:
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return tls_remedy(f"ssl {error}") or "check mqtt.ca_file"
+        return tls_remedy(f"ssl {error}") or (
+            "check mqtt.ca_file, the broker's certificate, its name and its dates"
+        )
     return "check mqtt.host, mqtt.port, and that the broker runs"
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from metal_edge.errors import UnavailableError
 from metal_edge.settings import MqttSettings
 
+_CERTIFICATE_REFUSED = (
+    "the broker refuses the client certificate: check the dates of mqtt.cert_file and who signed it"
+)
 # Words of OpenSSL, lower case, and what helps; the first that fits. Alerts come from the broker.
 _REMEDIES = (
     (("hostname mismatch", "ip address mismatch"), "mqtt.host must be a name in its certificate"),
@@ -25,11 +28,7 @@ _REMEDIES = (
         ("certificate required", "alert handshake failure"),
         "the broker wants a client certificate: set mqtt.cert_file and mqtt.key_file",
     ),
-    (
-        ("alert",),
-        "the broker refuses the client certificate: check the dates of mqtt.cert_file and who"
-        " signed it",
-    ),
+    (("alert",), _CERTIFICATE_REFUSED),
 )
 
 
@@ -59,14 +58,21 @@ def client_context(settings: MqttSettings) -> ssl.SSLContext | None:
 
 
 def tls_remedy(text: str) -> str | None:
-    """What helps against a failed handshake; None when `text` does not sound like one."""
+    """What helps against a failed handshake; None when `text` names no reason that we know."""
     words = text.lower().replace("_", " ")
-    if "ssl" not in words and "certificate" not in words:
+    if "ssl" not in words:
         return None
-    for signs, remedy in _REMEDIES:
-        if any(sign in words for sign in signs):
-            return remedy
-    return "check mqtt.ca_file, the broker's certificate, its name and its dates"
+    fitting = (remedy for signs, remedy in _REMEDIES if any(sign in words for sign in signs))
+    return next(fitting, None)
+
+
+def silence_remedy(settings: MqttSettings) -> str:
+    """What helps against a broker that closes the connection without a word."""
+    if settings.ca_file is None:
+        return "does mqtt.port speak TLS? then set mqtt.ca_file"
+    if settings.cert_file is None:
+        return "does the broker want a client certificate? then set mqtt.cert_file, mqtt.key_file"
+    return _CERTIFICATE_REFUSED
 
 
 def _no_passphrase(key_file: Path | None) -> Callable[[], str]:

@@ -180,10 +180,15 @@ def find_areas(
     hot, seeds = _hot(anomaly_map, threshold, rules)
     if not seeds.any():
         return HotAreas()
+    # Most of a map is cold, and the part is waiting: nothing below looks outside of this window.
+    window = (_extent(hot, 1), _extent(hot, 0))
+    hot, heat = hot[window], anomaly_map[window]
     count, labels, stats, _ = cv2.connectedComponentsWithStats(hot.astype(np.uint8), connectivity=8)
     # Only hot pixels, in one pass for all labels: a noisy map has thousands.
     peaks = np.full(count, -np.inf, dtype=np.float32)
-    np.maximum.at(peaks, np.asarray(labels[hot], dtype=np.intp), anomaly_map[hot])
+    np.maximum.at(peaks, np.asarray(labels[hot], dtype=np.intp), heat[hot])
+    stats[:, cv2.CC_STAT_LEFT] += window[1].start
+    stats[:, cv2.CC_STAT_TOP] += window[0].start
     per_pixel = (area[2] / anomaly_map.shape[1]) * (area[3] / anomaly_map.shape[0])
     real = peaks >= np.float64(threshold)
     real[0] = False
@@ -193,7 +198,17 @@ def find_areas(
         _region(stats[label], float(peaks[label]), anomaly_map.shape, area) for label in order
     )
     small = real & ~large
-    return HotAreas(regions, small[labels] if small.any() else None)
+    if not small.any():
+        return HotAreas(regions)
+    too_small = np.zeros(anomaly_map.shape, dtype=np.bool_)
+    too_small[window] = small[labels]
+    return HotAreas(regions, too_small)
+
+
+def _extent(mask: Mask, axis: int) -> slice:
+    """From the first to the last row (axis 1) or column (axis 0) with something in it."""
+    where = np.flatnonzero(mask.any(axis=axis))
+    return slice(int(where[0]), int(where[-1]) + 1)
 
 
 def _hot(anomaly_map: FloatMap, threshold: float, rules: RegionRules | None) -> tuple[Mask, Mask]:

@@ -122,12 +122,13 @@ class Commands:
     def _accept(self, verb: str, payload: bytes, retained: bool) -> tuple[Handler, dict[str, Any]]:
         if verb not in FIELDS:
             raise CommandError(f"unknown command {verb[:32]!a}")
+        if retained:
+            raise CommandError("a retained command is an old command")
+        fields = read_fields(verb, payload)
         handler = self._handlers.get(verb)
         if handler is None:
             raise CommandError("not supported by this line")
-        if retained:
-            raise CommandError("a retained command is an old command")
-        return handler, read_fields(verb, payload)
+        return handler, fields
 
 
 class _Reply:

@@ -14,26 +14,27 @@ loses its safety net, loudly, and the line goes on.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.journal import Journal
 from metal_edge.daemon.outbox import OutboxEvent, OutboxStats
-from metal_edge.daemon.outbox_file import (
+from metal_edge.daemon.outbox_file import OutboxFile
+from metal_edge.daemon.outbox_queue import Entry, EventQueue
+from metal_edge.daemon.storage import (
     Limits,
-    OutboxFile,
     UnusableError,
+    beside,
+    hold,
     is_corrupt,
+    put_aside,
     what_is_wrong,
 )
-from metal_edge.daemon.outbox_queue import Entry, EventQueue
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,6 @@ RETRY_LONGEST_NS = 30_000_000_000
 SILENT_NS = 2_000_000_000
 BATCH = 500
 WINDOW = 64
-KEEP_DAMAGED = 3
 
 
 class SqliteOutbox:
@@ -70,7 +70,7 @@ class SqliteOutbox:
         ring: Path | None = None,
     ) -> None:
         self._path = path
-        self._ring = ring or _beside(path, ".ring")
+        self._ring = ring or beside(path, ".ring")
         self._limits = limits
         self._clock = clock
         # Guards what stands before the empty line; never held during SQLite's work.
@@ -232,7 +232,7 @@ class SqliteOutbox:
     def _open(self) -> OutboxFile:
         """Lock, journal, file, as far as they are not open; what the journal tells is queued."""
         if self._lock_file is None:
-            self._lock_file = _hold(_beside(self._path, ".lock"))
+            self._lock_file = hold(beside(self._path, ".lock"))
         found = self._open_journal()
         done_seq = 0
         try:
@@ -316,17 +316,9 @@ class SqliteOutbox:
         with self._lock:
             self._queue.forget_rows()
             self._begun_anew = True
-        stamp = datetime.fromtimestamp(self._clock.utc_ns() / 1e9, UTC).strftime("%Y%m%dT%H%M%SZ")
-        aside = _beside(self._path, f".damaged-{stamp}")
         try:
-            for suffix in ("", "-wal"):
-                if _beside(self._path, suffix).exists():
-                    _beside(self._path, suffix).replace(_beside(aside, suffix))
-            _beside(self._path, "-shm").unlink(missing_ok=True)
+            aside = put_aside(self._path, self._clock.utc_ns())
             log.error("outbox: the damaged file is now %s; a new one is begun", aside)
-            for old in _put_aside_before(self._path)[:-KEEP_DAMAGED]:
-                old.unlink(missing_ok=True)
-                _beside(old, "-wal").unlink(missing_ok=True)
         except OSError as error:
             log.error("outbox: the damaged file cannot be put aside (%s)", error)
             self._next_try_ns = self._clock.mono_ns() + self._retry_ns
@@ -340,27 +332,3 @@ class SqliteOutbox:
                 self._journal = None
         if self._lock_file is not None:
             os.close(self._lock_file)
-
-
-def _hold(path: Path) -> int:
-    """Takes the lock that keeps a second process out; the kernel drops it with the process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise UnusableError("held by another process") from error
-        raise
-    return descriptor
-
-
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(path.name + ending)
-
-
-def _put_aside_before(path: Path) -> list[Path]:
-    """Damaged files, oldest first."""
-    found = path.parent.glob(f"{path.name}.damaged-*Z*")
-    return sorted({old.with_name(old.name.removesuffix("-wal")) for old in found})

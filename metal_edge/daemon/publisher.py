@@ -107,7 +107,7 @@ class Publisher:
         self._connector = Connector(self._new_connection)
         self._retained: dict[str, bytes] = {}
         self._outbox: Outbox = outbox or MemoryOutbox(settings.event_queue)
-        self._events = EventSender(self._outbox)
+        self._events = EventSender(self._outbox, clock)
         self._unacked: dict[int, _Sent] = {}
         self._last_ack_ns: int | None = None
         self._decisions_dropped = 0
@@ -146,6 +146,10 @@ class Publisher:
             self._decisions_dropped += 1
         self._copy(DECISION.name, payload)
         return sent
+
+    def begin_event(self, payload: dict[str, Any]) -> None:
+        """Notes the audit copy before its decision goes out; `event` must follow."""
+        self._outbox.begin(payload["event_id"], encode(payload))
 
     def event(self, payload: dict[str, Any]) -> None:
         """Puts the audit copy into the outbox; `pump` sends it."""
@@ -212,9 +216,7 @@ class Publisher:
             if not self._unacked and self._events.idle():
                 break
             pause.wait(0.005)
-        lost = self.health().events_waiting
-        if lost:
-            log.warning("%d events were not acknowledged and are lost", lost)
+        self._events.connection_lost()
         connection.disconnect()
 
     def _responsive(self) -> bool:
@@ -253,6 +255,8 @@ class Publisher:
             ack = connection.acks.popleft()
             sent = self._unacked.pop(ack.mid, None)
             if sent is None:  # a decision or an answer
+                if ack.refusal is not None:
+                    log.warning("broker denies an answer (%s): check its access rules", ack.refusal)
                 continue
             if ack.refusal is None:
                 self._last_ack_ns = self._clock.mono_ns()

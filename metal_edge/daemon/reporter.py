@@ -48,6 +48,9 @@ class Reporter:
             self._counts[decision.verdict.value] += 1
             now = Now(self._clock.mono_ns(), self._clock.utc_ns())
             payload = decision_payload(decision, self.identity, now, self.clock_state)
+            # First the note, then the word: no decision that somebody heard lacks its event, not
+            # even if this process dies in between. `null`: nobody knows whether it was heard.
+            self._publisher.begin_event({**payload, "decision_sent": None})
             sent = self._publisher.decision(payload)
         self._publisher.event({**payload, "decision_sent": sent})
         log.info(

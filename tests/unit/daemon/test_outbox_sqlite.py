@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metal_edge.daemon.outbox_file import SCHEMA_VERSION, Limits
-from metal_edge.daemon.outbox_sqlite import KEEP_DAMAGED, SqliteOutbox
+from metal_edge.daemon.outbox_file import SCHEMA_VERSION
+from metal_edge.daemon.outbox_sqlite import SqliteOutbox
+from metal_edge.daemon.storage import KEEP_DAMAGED, Limits
 
 HOUR_NS = 3_600_000_000_000
 COPIES = count()
@@ -229,6 +230,20 @@ def test_age_goes_on_in_the_next_session_and_over_a_reboot(path: Path, clock: Ha
     second.turn()
     assert drain(second) == [b"b"]
     end(second)
+
+
+def test_a_long_silence_counts_even_if_it_ends_in_a_crash(
+    outbox: SqliteOutbox, path: Path, clock: HandClock
+) -> None:
+    fill(outbox, "a")
+    outbox.turn()
+    clock.mono += 20 * HOUR_NS
+    outbox.turn()
+    copy = crashed(path)
+    clock.mono = 0
+    after = open_outbox(copy, clock)
+    assert after.stats().oldest_age_s == 20 * 3600
+    end(after)
 
 
 @pytest.mark.parametrize("years", [-50, 50])
@@ -497,5 +512,5 @@ def test_at_least_once_whatever_happens(
 def monkeypatch_session() -> Iterator[None]:
     """A rival is noticed at once instead of after a second of waiting."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("metal_edge.daemon.outbox_file._BUSY_S", 0.0)
+        patch.setattr("metal_edge.daemon.storage.BUSY_S", 0.0)
         yield

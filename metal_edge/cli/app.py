@@ -188,13 +188,19 @@ def _given(context: typer.Context) -> list[str]:
 
 @app.command(epilog="Example: metal-edge run --config /etc/metal-edge/line1.toml")
 def run(
-    config: Annotated[Path, typer.Option("-c", "--config", help="the line's settings (TOML)")],
+    config: Annotated[
+        list[Path],
+        typer.Option("-c", "--config", help="a line's settings (TOML); once per line"),
+    ],
+    keep_trying: Annotated[
+        bool,
+        typer.Option("--keep-trying", help="try a line again that cannot be armed or that fails"),
+    ] = False,
 ) -> None:
     """Run the daemon beside the line: camera, inference, decision over MQTT."""
     from metal_edge.daemon.service import run_daemon
-    from metal_edge.settings import load_settings
 
-    raise typer.Exit(run_daemon(load_settings(config)))
+    raise typer.Exit(run_daemon(config, keep_trying=keep_trying))
 
 
 @app.command(epilog="Example: metal-edge bench bottle.bundle bottle-fp32.bundle --frames 200")

@@ -8,16 +8,26 @@ from pathlib import Path
 
 from metal_edge.daemon.service import run_daemon
 from metal_edge.errors import MetalEdgeError
-from metal_edge.settings import load_settings
 
 
 def main() -> int:
     """Parses the command line; an error is one line on stderr and an exit code."""
     parser = argparse.ArgumentParser(prog="python -m metal_edge.daemon", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the line's TOML file")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        action="append",
+        help="a line's TOML file; give it several times for several lines",
+    )
+    parser.add_argument(
+        "--keep-trying",
+        action="store_true",
+        help="a line that cannot be armed is tried again; several lines always are",
+    )
     arguments = parser.parse_args()
     try:
-        return run_daemon(load_settings(arguments.config))
+        return run_daemon(arguments.config, keep_trying=arguments.keep_trying)
     except MetalEdgeError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -43,6 +43,10 @@ class Notifier:
         if self._watchdog is not None:
             self._send("WATCHDOG=1")
 
+    def extend(self, seconds: float) -> None:
+        """Starting or stopping may take so much longer from now on."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
     def stopping(self) -> None:
         """Shutdown has begun."""
         self._send("STOPPING=1\nSTATUS=stopping")

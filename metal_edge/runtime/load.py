@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metal_edge.bundle import Bundle
+from metal_edge.domain import Inspection
 from metal_edge.errors import BundleError
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -29,11 +30,12 @@ def load_runner(bundle: Bundle, threads: int = 1) -> Runner:
 
 @dataclass(frozen=True, slots=True)
 class GoldenResult:
-    """How far the runner is from the stored scores."""
+    """How far the runner is from the stored scores, and what it said of each golden image."""
 
     images: int
     worst_difference: float
     tolerance: float
+    inspections: tuple[Inspection, ...] = ()
 
 
 def read_golden_image(bundle: Bundle, file: str) -> NDArray[np.uint8]:
@@ -51,11 +53,12 @@ def check_golden(bundle: Bundle, runner: Runner) -> GoldenResult:
         BundleError: a score is off by more than the tolerance, not finite, or on the other
             side of the threshold; names the image.
     """
-    worst = 0.0
+    worst, inspections = 0.0, []
     threshold = bundle.thresholds.score
     for golden in bundle.golden.images:
         image = read_golden_image(bundle, golden.file)
-        score = runner.run(image[None])[0].score
+        inspections.append(runner.run(image[None])[0])
+        score = inspections[-1].score
         off = abs(score - golden.score)
         flipped = (score < threshold) != (golden.score < threshold)
         if not math.isfinite(score) or off > bundle.golden.tolerance or flipped:
@@ -65,4 +68,5 @@ def check_golden(bundle: Bundle, runner: Runner) -> GoldenResult:
                 "this machine does not reproduce the bundle; build it here again",
             )
         worst = max(worst, off)
-    return GoldenResult(len(bundle.golden.images), worst, bundle.golden.tolerance)
+    images = len(bundle.golden.images)
+    return GoldenResult(images, worst, bundle.golden.tolerance, tuple(inspections))

@@ -38,7 +38,7 @@ class Reader:
         seq: of the last frame.
         last_error: why there are no frames; None while there are.
         tried: set when the first attempt to connect is over.
-        connected: right now.
+        opened: some attempt to connect was a success, whatever came later.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Reader:
         self.seq = first_seq
         self.last_error: CameraError | None = None
         self.tried = threading.Event()
-        self.connected = False
+        self.opened = False
         self._clock = clock
         self._connect = connect
         self._mailbox = mailbox
@@ -125,7 +125,7 @@ class Reader:
         if self._awaited:
             # Somebody may be waiting for this very exposure; no other one can stand in for it.
             self._mailbox.put(error, self._clock.mono_ns())
-        self.connected = self._awaited = False
+        self._awaited = False
         self.tried.set()
 
     def _read_once(self) -> None:
@@ -138,7 +138,7 @@ class Reader:
                     return
                 self._seq_offset = None
                 self._awaited = source.on_request or self.settings.mode is CameraMode.HARDWARE
-                self.connected = True
+                self.opened = True
                 self.tried.set()
                 self._read(source)
             finally:

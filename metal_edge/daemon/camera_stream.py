@@ -50,7 +50,7 @@ class StreamCamera:
             return
         reader = self._reader = self._start(first_seq=0)
         tried = reader.tried.wait(OPEN_TIMEOUT_S + 0.5)  # a driver's own limit comes first
-        if reader.connected:
+        if reader.opened:
             return
         error = reader.last_error
         self.close()

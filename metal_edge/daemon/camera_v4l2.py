@@ -38,7 +38,6 @@ FOURCC = {
 }
 EXPOSURE_UNIT_US = 100.0  # V4L2_CID_EXPOSURE_ABSOLUTE
 MANUAL_EXPOSURE = 1  # V4L2_EXPOSURE_MANUAL
-_NS = 1_000_000_000
 
 
 class V4l2Options(Options):
@@ -49,20 +48,18 @@ class V4l2Options(Options):
     gain: int | None = Field(default=None, description="in the driver's own units")
 
 
-def buffer_time(position_ms: float, began_ns: int, now_ns: int) -> tuple[int, TimeSource]:
+def buffer_time(position_ms: float, now_ns: int) -> tuple[int, TimeSource]:
     """When a frame was taken, from what OpenCV calls the position of a V4L2 capture.
 
     That is the buffer's time stamp, on the monotonic clock for nearly all drivers. Some leave it
     at zero (OpenCV 8763) or use the wall clock: what does not lie in the past is not believed.
-    A stamp older than the beginning of the `read` is: such a frame waited in the driver.
+    One older than the `read` is: that frame waited in the driver.
 
     Returns:
         monotonic nanoseconds, and where they come from.
     """
-    del began_ns
-    stamp_ns = round(position_ms * 1e6)
-    if 0 < stamp_ns <= now_ns:
-        return stamp_ns, TimeSource.DRIVER
+    if 0 < position_ms * 1e6 <= now_ns:
+        return round(position_ms * 1e6), TimeSource.DRIVER
     return now_ns, TimeSource.ARRIVAL
 
 
@@ -77,13 +74,13 @@ class V4l2Source(CaptureSource):
     def exposure(self, picture: Any, began_ns: int, now_ns: int) -> Exposure:
         """See `CaptureSource.exposure`."""
         position_ms = self.capture.get(cv2.CAP_PROP_POS_MSEC)
-        stamp_ns, source = buffer_time(position_ms, began_ns, now_ns)
+        stamp_ns, source = buffer_time(position_ms, now_ns)
         if self._format == "auto":
             plain = super().exposure(picture, began_ns, now_ns)
             image, name = plain.image, "bgr8"
         else:
             image, name = self._convert(picture), self._format
-        # Taken before the `read` began: it lay in the driver, whatever it is stamped with.
+        # A frame from before the `read` lay in the driver, and may show the part before.
         return Exposure(image, stamp_ns, min(began_ns, stamp_ns), source, pixel_format=name)
 
     def _convert(self, picture: Any) -> Any:

@@ -122,3 +122,37 @@ def test_a_broker_that_goes_is_no_reason_to_restart(press: Press, ear: Ear) -> N
     wait_until(lambda: press.show()["StatusText"] == "online", "the line to be whole", 20)
     assert press.pid == pid
     assert press.show()["NRestarts"] == "0"
+
+
+def test_a_wrong_password_degrades_and_says_so(press: Press) -> None:
+    (press.etc / "press1.mqtt-password").write_text("wrong")
+    press.start()
+    assert "broker" in press.show()["StatusText"]
+    assert "authori" in press.journal().lower()
+
+
+def test_a_line_starts_without_its_broker(press: Press) -> None:
+    press.machine.run("systemctl", "stop", "mosquitto")
+    press.start()
+    wait_until(lambda: "broker" in press.show()["StatusText"], "degraded")
+    press.machine.run("systemctl", "start", "mosquitto")
+    wait_until(lambda: press.show()["StatusText"] == "online", "the line to be whole", 20)
+    assert press.show()["NRestarts"] == "0"
+
+
+def test_a_line_waits_for_its_bundle(press: Press, ear: Ear) -> None:
+    """READY says that the daemon stands, the status that its line does not yet."""
+    (press.etc / "bundle").rename(press.etc / "elsewhere")
+    press.start()
+    assert "offline" in press.show()["StatusText"]
+    (press.etc / "elsewhere").rename(press.etc / "bundle")
+    wait_until(lambda: sessions(ear), "the birth", 20)
+    assert press.show()["NRestarts"] == "0"
+
+
+def test_a_mistake_in_the_settings_is_not_tried_for_ever(press: Press) -> None:
+    (press.etc / "press1.toml").write_text("bundel = 1")
+    assert press.machine.call("systemctl", "start", "metal-edge@press1").returncode != 0
+    unit = press.show()
+    assert (unit["ActiveState"], unit["ExecMainStatus"], unit["NRestarts"]) == ("failed", "78", "0")
+    assert "did you mean 'bundle'" in press.journal()

@@ -18,6 +18,7 @@ from metal_edge.daemon.camera_source import Exposure
 from metal_edge.daemon.camera_stream import OPEN_TIMEOUT_S, StreamCamera
 from metal_edge.daemon.cameras import CameraError, EndOfStreamError
 from metal_edge.daemon.clock import Clock
+from metal_edge.daemon.video_file import is_cut_off
 from metal_edge.domain import Image, TimeSource
 from metal_edge.settings import CameraSettings
 
@@ -121,13 +122,19 @@ class VideoCamera(CaptureCamera):
         refuse_settings(settings, "a video file is as it is")
         refuse_options(settings)
 
-    def open(self) -> None:
-        """See `Camera.open`."""
-        if not Path(self._settings.uri).is_file():
+    def connect(self) -> CaptureSource:
+        """See `StreamCamera.connect`."""
+        path = Path(self._settings.uri)
+        try:
+            cut_off = is_cut_off(path)
+        except OSError as error:
             raise CameraError(
-                f"video {self._settings.uri!r} not found", "set camera.uri to a video file"
-            )
-        super().open()
+                f"video {str(path)!r} cannot be read ({error.strerror})",
+                "set camera.uri to a video file",
+            ) from error
+        if cut_off:
+            raise CameraError(f"video {path} is cut off", "copy it again from its source")
+        return super().connect()
 
     def capture(self) -> cv2.VideoCapture:
         """See `CaptureCamera.capture`."""

@@ -126,10 +126,12 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 
 
 def make_video(path: Path, frames: int) -> Path:
+    """Blue noise, so that each picture takes about the same room in the file."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32))
+    noise = np.random.default_rng(3)
     for _ in range(frames):
         picture = np.zeros((32, 32, 3), np.uint8)
-        picture[..., 0] = 200  # blue in OpenCV's order
+        picture[..., 0] = noise.integers(180, 220, (32, 32))  # blue in OpenCV's order
         writer.write(picture)
     writer.release()
     return path
@@ -145,6 +147,60 @@ def test_a_video_is_rgb_and_ends(tmp_path: Path) -> None:
         for _ in range(3):
             camera.grab(2)
     camera.close()
+
+
+def test_a_video_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    """FFmpeg would hand out the half picture at its end as a good one."""
+    whole = make_video(tmp_path / "whole.avi", 6).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) * 3 // 4])
+    with pytest.raises(CameraError, match=r"cut\.avi is cut off"):
+        VideoCamera(settings("video", tmp_path / "cut.avi"), SystemClock()).open()
+
+
+def test_a_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "v.avi").write_bytes(b"no video at all")
+    with pytest.raises(CameraError, match=r"v\.avi cannot be opened"):
+        VideoCamera(settings("video", tmp_path / "v.avi"), SystemClock()).open()
+    with pytest.raises(CameraError, match=r"gone\.avi' cannot be read \(No such file"):
+        VideoCamera(settings("video", tmp_path / "gone.avi"), SystemClock()).open()
+
+
+def test_reopening_a_file_again_and_again_leaves_no_descriptor_or_thread(tmp_path: Path) -> None:
+    uri = make_video(tmp_path / "v.avi", 1)
+    camera = VideoCamera(settings("video", uri, mode="latest", fps=200, loop=True), SystemClock())
+    camera.open()
+    camera.grab(5)
+    held = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    wait_until(lambda: camera.grab(5).seq > 50, "fifty rounds")
+    camera.close()
+    after = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    assert after[0] <= held[0] and after[1] == held[1] - 1
+
+
+@pytest.mark.parametrize("kind", ["video", "rtsp"])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"exposure_us": 100.0},
+        {"gain_db": 1.0},
+        {"pixel_format": "mono8"},
+        {"trigger_source": "Line1"},
+        {"mode": "hardware"},
+        {"options": {"transport": "udp"}},
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(kind: str, wanted: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=rf"camera\.{next(iter(wanted))}"):
+        create_camera(settings(kind, "x", **wanted), SystemClock())
+
+
+def test_file_cameras_are_not_live_and_others_are() -> None:
+    """Two equal pictures of a file are no sign of a frozen sensor."""
+    live = {kind: create_camera(settings(kind, "0"), SystemClock()).live for kind in KINDS}
+    assert {kind for kind in KINDS if not live[kind]} == {"folder", "video"}
+
+
+KINDS = ("folder", "video", "v4l2", "rtsp", "csi", "pylon", "aravis")
 
 
 class ScriptedCapture:

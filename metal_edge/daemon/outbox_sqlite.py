@@ -94,6 +94,8 @@ class SqliteOutbox:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self.turn()  # here, so that the first decision already finds its journal
+        if self._begun_anew:
+            self.turn()
 
     def start(self) -> None:
         """Starts the writer thread."""

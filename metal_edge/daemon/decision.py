@@ -246,7 +246,7 @@ def _doubt(trigger: Trigger, evidence: Evidence, rules: Rules, now_mono_ns: int)
 
 def _inference_doubt(evidence: Evidence, rules: Rules) -> Reason | None:
     """The model's part, once the frame is above doubt."""
-    if evidence.inspection is None or evidence.assessment is None:
+    if evidence.assessment is None:
         return Reason.INFERENCE_FAILED
     if not _belongs(evidence, rules):
         return Reason.INCONSISTENT

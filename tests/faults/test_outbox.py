@@ -1,0 +1,85 @@
+"""kill -9 of a process in the middle of its outbox's work, a hundred times over one file."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from metal_edge.daemon.clock import SystemClock
+from metal_edge.daemon.outbox_sqlite import SqliteOutbox
+from metal_edge.daemon.storage import Limits
+
+WRITER = Path(__file__).parents[1] / "support" / "outbox_writer.py"
+SHARED = Path("/dev/shm")  # noqa: S108  (what a runtime directory is: memory)
+
+
+def one_life(path: Path, ring: Path | None, life: int, seconds: float) -> tuple[set[str], set[str]]:
+    """Starts a writer and kills it; what it had published, and what it had delivered."""
+    process = subprocess.Popen(
+        [sys.executable, str(WRITER), str(path), str(ring or ""), str(life)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    said = [process.stdout.readline()]  # it works, so the kill comes in the middle
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        said.append(process.stdout.readline())
+    process.kill()
+    said += process.stdout.read().split(b"\n")
+    process.wait(10)
+    words = [line.decode().split() for line in said if line.strip()]
+    assert [word for word in words if word[0] == "!"] == []
+    return ({w[1] for w in words if w[0] == "p"}, {w[1] for w in words if w[0] == "d"})
+
+
+@pytest.mark.parametrize("place", ["beside", "in memory"])
+def test_a_hundred_kills_lose_nothing_that_was_published(tmp_path: Path, place: str) -> None:
+    if place == "in memory" and not os.access(SHARED, os.W_OK):
+        pytest.skip(f"{SHARED} cannot be written")
+    kills = 10 if os.environ.get("FAST") else 100
+    path = tmp_path / "outbox.sqlite"
+    ring = SHARED / f"{tmp_path.name}-{os.getpid()}.ring" if place == "in memory" else None
+    published: set[str] = set()
+    delivered: set[str] = set()
+    dice = random.Random(1)
+    try:
+        for life in range(kills):
+            new, done = one_life(path, ring, life, dice.uniform(0.0, 0.12))
+            published |= new
+            delivered |= done
+        arrived = drained(path, ring)
+    finally:
+        if ring is not None:
+            ring.unlink(missing_ok=True)
+    assert len(published) > 10 * kills
+    assert published - delivered - set(arrived) == set()
+    repeated = len(set(arrived) & delivered)
+    assert repeated <= 5 * kills, "what was delivered comes again only around a kill"
+    assert list(tmp_path.glob("*damaged*")) == []
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+
+
+def drained(path: Path, ring: Path | None) -> list[str]:
+    """Everything that one more life finds, each with the content it was given."""
+    outbox = SqliteOutbox(path, Limits(10**15, 10**9), 100_000, SystemClock(), ring)
+    arrived: list[str] = []
+    while outbox.stats().depth:
+        outbox.turn()
+        for event in outbox.next_batch(500):
+            name = event.payload.rstrip(b".").decode()
+            assert name == event.event_id
+            arrived.append(name)
+            outbox.delivered([name])
+    outbox.start()
+    outbox.close(10)
+    return arrived

@@ -83,6 +83,26 @@ def test_only_the_proof_or_the_end_leads_out_of_starting() -> None:
         assert next_state(State.STARTING, event) is State.STARTING
 
 
+@pytest.mark.parametrize("state", [State.ARMED, State.DEGRADED, State.HELD])
+def test_a_line_at_work_is_what_it_was_last_seen_to_be(state: State) -> None:
+    after = {
+        Event.WELL: State.ARMED,
+        Event.PROBLEM: State.DEGRADED,
+        Event.FAULT: State.HELD,
+        Event.DISARM: State.DISARMED,
+        Event.CHANGE: State.CHANGING,
+        Event.CHANGED: State.HELD,
+        Event.CHANGE_FAILED: State.HELD,
+    }
+    for event in set(Event) - {Event.STOP}:
+        assert next_state(state, event) is after.get(event, state)
+
+
+def test_the_proof_arms_and_the_end_stops() -> None:
+    assert next_state(State.STARTING, Event.READY) is State.ARMED
+    assert {next_state(state, Event.STOP) for state in State} == {State.STOPPING}
+
+
 def test_stopping_is_for_good() -> None:
     assert {next_state(State.STOPPING, event) for event in Event} == {State.STOPPING}
 

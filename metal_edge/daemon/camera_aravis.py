@@ -88,6 +88,7 @@ class AravisSource:
         self._counter = BlockCounter()
         self._times = ClockMap()
         self._lost = threading.Event()
+        self._answers = True
         self._stream: Any = None
         self._handler: int | None = None
         try:
@@ -114,6 +115,7 @@ class AravisSource:
     def read(self, timeout_s: float) -> Exposure | None:
         """See `Source.read`."""
         buffer = self._stream.timeout_pop_buffer(round(timeout_s * 1e6))
+        self._answers = buffer is not None or not self.never_silent
         if buffer is None:
             if self._lost.is_set():
                 raise CameraError(f"camera {self._name} does not answer any more", _CHECK)
@@ -126,7 +128,9 @@ class AravisSource:
     def close(self) -> None:
         """See `Source.close`. Aravis frees sockets and threads when nothing refers to it."""
         try:
-            self._camera.stop_acquisition()
+            # Each command to a camera that is gone takes seconds, which the next one waits for.
+            if self._answers and not self._lost.is_set():
+                self._camera.stop_acquisition()
         except self._error as error:  # of a camera that is gone
             log.info("camera %s: %s", self._name, error.message)
         if self._handler is not None:
@@ -151,6 +155,8 @@ class AravisSource:
         device = camera.get_device()
         # Called by a thread of Aravis; must not hold on to this object.
         self._handler = device.connect("control-lost", lambda _device: lost.set())
+        # Somebody who was killed may have left it streaming, and so its nodes locked.
+        device.execute_command("AcquisitionStop")
         configure(AravisNodes(aravis, device), settings)
         camera.set_acquisition_mode(aravis.AcquisitionMode.CONTINUOUS)
         self._stream = camera.create_stream(None, None)

@@ -134,17 +134,24 @@ class Reader:
         try:
             source = self._connect()
             try:
-                if self._stop.is_set():
-                    return
-                self._seq_offset = None
-                self._awaited = source.on_request or self.settings.mode is CameraMode.HARDWARE
-                self.opened = True
-                self.tried.set()
-                self._read(source)
+                if not self._stop.is_set():
+                    self._use(source)
             finally:
                 source.close()
         finally:
             self._called_ns = None
+
+    def _use(self, source: Source) -> None:
+        self._seq_offset = None
+        self._awaited = source.on_request or self.settings.mode is CameraMode.HARDWARE
+        self.opened = True
+        self.tried.set()
+        try:
+            self._read(source)
+        except EndOfStreamError:
+            raise
+        except CameraError as error:
+            self._failed(error)  # told before the driver is closed, which may take seconds
 
     def _read(self, source: Source) -> None:
         heard_ns = self._clock.mono_ns()

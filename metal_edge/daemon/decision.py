@@ -66,7 +66,8 @@ class Rules:
         source_size: width, height that frames must have; None accepts any.
         regions: where and how large an anomaly must be; None: anywhere, of any size.
         score_share: the image score is the mean of this share of the map's highest pixels; 0:
-            the maximum. None where the bundle does not say; then no score can be formed anew.
+            the maximum. None where the bundle does not say; then no score can be formed anew, nor
+            held against the map.
     """
 
     threshold: float | None
@@ -150,22 +151,24 @@ def _assessment_fault(inspection: Inspection, rules: Rules, area: Area) -> Reaso
         return Reason.NOT_FINITE
     if rules.threshold is None or not math.isfinite(rules.threshold):
         return Reason.NO_THRESHOLD
-    if rules.regions is not None and not _fits(inspection, rules, rules.regions, area):
+    share = rules.score_share
+    if share is not None and not reproduces(inspection, share, rules.threshold):
+        return Reason.INCONSISTENT
+    if rules.regions is not None and not _fits(inspection, rules.regions, share, area):
         return Reason.INCONSISTENT
     return None
 
 
-def _fits(inspection: Inspection, rules: Rules, wanted: RegionRules, area: Area) -> bool:
+def _fits(
+    inspection: Inspection, wanted: RegionRules, score_share: float | None, area: Area
+) -> bool:
     """False where the region rules were made for another map, or cannot be carried out on it."""
     heat = inspection.anomaly_map
     if heat.shape != wanted.shape or area != wanted.area:
         return False
     if not wanted.filters:
         return True
-    share = rules.score_share
-    if share is None or not reproduces(inspection, share, rules.threshold or 0.0):
-        return False
-    return wanted.pixels >= hottest_count(share, heat.size)
+    return score_share is not None and wanted.pixels >= hottest_count(score_share, heat.size)
 
 
 def _just_below(threshold: float) -> np.float32:
@@ -177,8 +180,8 @@ def _just_below(threshold: float) -> np.float32:
 def reproduces(inspection: Inspection, score_share: float, threshold: float) -> bool:
     """True when the reduction, over the whole map, gives the graph's own score.
 
-    If it does not, a score over a part of the map would be compared with a threshold that was
-    calibrated for something else.
+    If it does not, one of the two outputs is of something else; and a score over a part of the
+    map would be compared with a threshold that was calibrated for something else.
     """
     heat, slack = inspection.anomaly_map, REDUCTION_TOLERANCE
     ours = reduce_map(heat, hottest_count(score_share, heat.size))

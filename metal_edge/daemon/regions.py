@@ -24,6 +24,8 @@ Corners = Sequence[tuple[float, float]]
 MAX_REGIONS = 16
 # Of a map pixel: an outline this near to a pixel's border runs along it, not through it.
 _ON_BORDER = 1e-6
+# Selecting from all of a map takes ten times as long as from a sample and what lies above it.
+_SAMPLE_STEP = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -251,10 +253,24 @@ def hottest_count(score_share: float, pixels: int) -> int:
 
 
 def reduce_map(values: FloatMap, hottest: int) -> float:
-    """The graph's reduction: mean of the `hottest` highest of `values`, at least that many."""
+    """The graph's reduction: mean of the `hottest` highest of `values`, of all if there are fewer.
+
+    Sums in float64, so that the order of the pixels makes no difference that anybody sees.
+    """
     flat = values.ravel()
     if hottest == 1:
         return float(flat.max())
     if hottest < flat.size:
-        flat = np.partition(flat, flat.size - hottest)[flat.size - hottest :]
+        flat = _highest(flat, hottest)
     return float(flat.mean(dtype=np.float64))
+
+
+def _highest(flat: FloatMap, count: int) -> FloatMap:
+    """The `count` highest values: exact; an even sample says which are worth a look."""
+    sample = flat[::_SAMPLE_STEP]
+    rank = sample.size - 2 * count // _SAMPLE_STEP - _SAMPLE_STEP
+    if rank > 0:
+        likely = flat[flat >= np.partition(sample, rank)[rank]]
+        if likely.size >= count:
+            flat = likely
+    return np.partition(flat, flat.size - count)[flat.size - count :]

@@ -49,7 +49,7 @@ def view_rules(
         bundle.thresholds.score,
         round(max_frame_age_ms * 1e6),
         size,
-        score_share=_score_share(bundle),
+        score_share=_proven_share(bundle, golden),
     )
     if regions == RegionSettings():
         return rules
@@ -63,16 +63,18 @@ def view_rules(
     wanted = RegionRules(area, (rows, columns), mask, regions.min_area_px, regions.hysteresis)
     _check_sense(wanted, bundle.thresholds.score)
     if wanted.filters:
-        _check_score(wanted, rules, bundle, golden)
+        _check_score(wanted, rules.score_share, bundle)
     return replace(rules, regions=wanted)
 
 
-def _score_share(bundle: Bundle) -> float | None:
-    """Which part of the map the graph's score is the mean of; None when nobody knows."""
+def _proven_share(bundle: Bundle, golden: Sequence[Inspection]) -> float | None:
+    """Of which share of the map the graph's score is the mean; None when nobody knows."""
     share = bundle.manifest.model.get("score_share")
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         return None
-    return float(share)
+    threshold = bundle.thresholds.score
+    follows = all(reproduces(inspection, share, threshold) for inspection in golden)
+    return float(share) if follows else None
 
 
 def _check_sense(wanted: RegionRules, threshold: float) -> None:
@@ -96,20 +98,12 @@ def _check_sense(wanted: RegionRules, threshold: float) -> None:
         )
 
 
-def _check_score(
-    wanted: RegionRules, rules: Rules, bundle: Bundle, golden: Sequence[Inspection]
-) -> None:
-    share, threshold = rules.score_share, bundle.thresholds.score
+def _check_score(wanted: RegionRules, share: float | None, bundle: Bundle) -> None:
     if share is None:
+        said = bundle.manifest.model.get("score_share", "nothing")
         raise SettingsError(
-            f"regions: bundle {bundle.path} does not say how its score comes from the map"
-            " (no score_share)",
-            _REBUILD,
-        )
-    if not all(reproduces(inspection, share, threshold) for inspection in golden):
-        raise SettingsError(
-            f"regions: the score of bundle {bundle.path} is not what its score_share ({share})"
-            " says",
+            f"regions: nobody knows how the score of bundle {bundle.path} comes from its map: its"
+            f" manifest says {said!r} as score_share, and its golden images must follow that",
             _REBUILD,
         )
     needed = hottest_count(share, wanted.shape[0] * wanted.shape[1])

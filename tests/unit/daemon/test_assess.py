@@ -223,6 +223,8 @@ CORNER[0, 0] = False
         (seen(spoiled(0.4)), rules(CORNER, share=0.2), Reason.INCONSISTENT),
         (Inspection(COLD, 0.3), rules(CORNER), Reason.INCONSISTENT),
         (Inspection(COLD, 0.106), rules(CORNER), Reason.INCONSISTENT),
+        (Inspection(spoiled(0.9), 0.1), Rules(0.5, 1, score_share=0.0), Reason.INCONSISTENT),
+        (Inspection(spoiled(0.9), 0.9), Rules(0.5, 1, score_share=0.2), Reason.INCONSISTENT),
     ],
 )
 def test_what_does_not_fit_has_no_score(inspection: Inspection, some: Rules, fault: Reason) -> None:

@@ -301,6 +301,23 @@ def test_the_reduction_is_the_mean_of_the_hottest(heat: NDArray[np.float32], cou
     assert reduce_map(heat, count) == pytest.approx(math.fsum(values) / count, rel=1e-12)
 
 
+@given(st.integers(0, 2**32), st.sampled_from(["noise", "ties", "stripes", "flat"]), st.data())
+def test_the_reduction_of_a_large_map_looks_at_a_sample_and_misses_nothing(
+    seed: int, kind: str, data: st.DataObject
+) -> None:
+    """Stripes are the worst: their period is the sample's, so it sees all of them or none."""
+    flat = np.random.default_rng(seed).random(4096).astype(np.float32)
+    if kind == "ties":
+        flat = np.round(flat, 1)
+    elif kind == "stripes":
+        flat[seed % 16 :: 16] += 1
+    elif kind == "flat":
+        flat[:] = 0.25
+    count = data.draw(st.integers(1, 4096) | st.sampled_from([2, 64, 256, 300]))
+    expected = np.sort(flat)[::-1][:count].mean(dtype=np.float64)
+    assert reduce_map(flat.reshape(64, 64), count) == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_hottest_are_counted_as_the_graph_counts_them() -> None:
     assert [hottest_count(share, 65536) for share in (0.0, 1e-6, 0.001, 0.02, 1.0)] == [
         1,

@@ -96,12 +96,12 @@ def test_a_bundle_that_does_not_say_how_its_score_arises_takes_no_region_rules(
     bundle = changed(tiny[0], model={} if share is None else {"score_share": share})
     assert view_rules(bundle, RegionSettings(), 1000, tiny[1]).score_share is None
     for settings in (RegionSettings(min_area_px=5), RegionSettings(ignore=(box(0, 0, 9, 9),))):
-        refused((bundle, tiny[1]), settings, "does not say how its score comes from the map")
+        refused((bundle, tiny[1]), settings, "nobody knows how the score")
     grown = view_rules(bundle, RegionSettings(hysteresis=0.5), 1000, tiny[1])
     assert grown.regions is not None and not grown.regions.filters
 
 
-def test_a_share_that_the_model_does_not_follow_is_refused(
+def test_a_share_that_the_model_does_not_follow_is_none(
     tiny: tuple[Bundle, list[Inspection]],
 ) -> None:
     bundle = changed(tiny[0], model={"score_share": 0.1})
@@ -109,8 +109,10 @@ def test_a_share_that_the_model_does_not_follow_is_refused(
     heat[0, 0] = 0.4
     golden = [*tiny[1], Inspection(heat, 0.4)]
     settings = RegionSettings(min_area_px=5)
-    refused((bundle, golden), settings, "is not what its score_share")
+    refused((bundle, golden), settings, "manifest says 0.1 as score_share")
     assert view_rules(tiny[0], settings, 1000, golden).score_share == 0.0
+    for harmless in (RegionSettings(), RegionSettings(hysteresis=0.5)):
+        assert view_rules(bundle, harmless, 1000, golden).score_share is None
 
 
 def test_too_little_left_for_the_mean_is_refused(tiny: tuple[Bundle, list[Inspection]]) -> None:

@@ -42,36 +42,68 @@ class _Exit(Exception):  # noqa: N818
     """EXIT."""
 
 
-class FunctionBlock:
-    """One instance. Call it with inputs, read outputs as attributes of `values`.
-
-    Args:
-        path: the source; its types and one function block named `name`.
-        name: of the function block.
+class Program:
+    """A source file: its types and function blocks.
 
     Raises:
-        StError: the source cannot be parsed, or uses what is not offered.
+        StError: the source cannot be parsed, or declares what is not offered.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path) -> None:
         parsed = parse_source_code(path.read_text(encoding="utf-8"), fn=path)
         if parsed.exception is not None:
             raise StError(f"{path}: {parsed.exception}")
-        items = parsed.transform().items
-        self._user_types: dict[str, Type] = {}
-        for item in items:
-            if isinstance(item, tree.DataTypeDeclaration):
-                self._declare_type(item.declaration)
-        blocks = [i for i in items if isinstance(i, tree.FunctionBlock) and i.name == name]
-        if len(blocks) != 1:
-            raise StError(f"{path} has no function block {name}")
+        self.types: dict[str, Type] = {}
+        self.blocks: dict[str, tree.FunctionBlock] = {}
+        for item in parsed.transform().items:
+            if isinstance(item, tree.FunctionBlock):
+                self.blocks[str(item.name)] = item
+            elif isinstance(item, tree.DataTypeDeclaration):
+                self._declare(item.declaration)
+            else:
+                raise StError(f"{path}: a {type(item).__name__} is not offered")
+
+    def instance(self, name: str) -> FunctionBlock:
+        """A new instance of one function block.
+
+        Raises:
+            StError: there is none of that name.
+        """
+        if name not in self.blocks:
+            raise StError(f"there is no function block {name}")
+        return FunctionBlock(self, self.blocks[name])
+
+    def named_type(self, named: Any) -> Type:
+        """An elementary type, or one of this file."""
+        if isinstance(named, tree.StringTypeSpecification):
+            if named.length is not None:
+                raise StError("STRING with a length is not portable")
+            return elementary("STRING")
+        name = str(named)
+        return self.types[name] if name in self.types else elementary(name)
+
+    def _declare(self, declared: Any) -> None:
+        if not isinstance(declared, tree.StructureTypeDeclaration):
+            raise StError(f"a {type(declared).__name__} is not offered")
+        fields: dict[str, Type] = {}
+        for element in declared.declarations:
+            for variable in element.variables:
+                fields[str(variable.variable.name)] = self.named_type(element.init.spec.type)
+        self.types[str(declared.name)] = structure(str(declared.name), fields)
+
+
+class FunctionBlock:
+    """One instance: call it with inputs, then read outputs in `values`."""
+
+    def __init__(self, program: Program, declared: tree.FunctionBlock) -> None:
+        self._program = program
         self._types: dict[str, Type] = {}
         self._inputs: set[str] = set()
         self._constants: set[str] = set()
         self.values: dict[str, Any] = {}
-        for section in blocks[0].declarations:
+        for section in declared.declarations:
             self._declare(section)
-        self._body = blocks[0].body
+        self._body = declared.body
         self._steps = 0
 
     def __call__(self, **inputs: Any) -> None:
@@ -90,15 +122,6 @@ class FunctionBlock:
             self._run(self._body)
         except _Return:
             return
-
-    def _declare_type(self, declared: Any) -> None:
-        if not isinstance(declared, tree.StructureTypeDeclaration):
-            raise StError(f"a {type(declared).__name__} is not offered")
-        fields: dict[str, Type] = {}
-        for element in declared.declarations:
-            for variable in element.variables:
-                fields[str(variable.variable.name)] = self._type_of(element.init)
-        self._user_types[str(declared.name)] = structure(str(declared.name), fields)
 
     def _declare(self, section: Any) -> None:
         constant = "constant" in str(getattr(section, "attrs", "") or "").lower()
@@ -120,16 +143,8 @@ class FunctionBlock:
         if isinstance(spec, tree.ArraySpecification):
             (bounds,) = spec.subranges
             low, high = self._value(bounds.start), self._value(bounds.stop)
-            return array(low, high, self._named_type(spec.type.type_name))
-        return self._named_type(spec.type)
-
-    def _named_type(self, named: Any) -> Type:
-        if isinstance(named, tree.StringTypeSpecification):
-            if named.length is not None:
-                raise StError("STRING with a length is not portable")
-            return elementary("STRING")
-        name = str(named)
-        return self._user_types[name] if name in self._user_types else elementary(name)
+            return array(low, high, self._program.named_type(spec.type.type_name))
+        return self._program.named_type(spec.type)
 
     def _run(self, statements: Any) -> None:
         for statement in [] if statements is None else statements.statements:

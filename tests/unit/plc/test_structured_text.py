@@ -1,0 +1,371 @@
+"""The PLC's function blocks against the simulator's state machines: same events, same gate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metal_edge.demo.gate import Cause, GateRecord, GateSettings, RejectGate
+from metal_edge.demo.line_stop import LineEvent, LineState, LineStop, StopSettings
+from tools.st.evaluate import Program
+
+SOURCE = Path(__file__).parents[3] / "plc" / "MetalEdge.st"
+PROGRAM = Program(SOURCE)  # parsing takes a second
+MS = 1_000_000
+NUMBERS = {
+    Cause.PASS_VERDICT: 1,
+    Cause.REJECT_VERDICT: 2,
+    Cause.UNKNOWN_VERDICT: 3,
+    Cause.NO_DECISION: 4,
+    Cause.LATE_DECISION: 5,
+    Cause.MISMATCHED_ID: 6,
+    Cause.DUPLICATE_DECISION: 7,
+    Cause.CONTRADICTORY_DECISIONS: 7,
+    Cause.MALFORMED_DECISION: 8,
+    Cause.NO_HEARTBEAT: 9,
+    Cause.DAEMON_UNHEALTHY: 10,
+    Cause.DAEMON_OFFLINE: 11,
+    Cause.SESSION_CHANGED: 12,
+    Cause.BROKER_LOST: 13,
+    Cause.LINE_STOPPED: 14,
+}
+VERDICTS = {"unknown": 0, "reject": 1, "pass": 2}
+
+
+class Both:
+    """The simulator's gate and the function block, told the same."""
+
+    def __init__(self) -> None:
+        self.now = 1000
+        self.gate = RejectGate(GateSettings(heartbeat_timeout_ns=600 * MS, rearm_heartbeats=3))
+        self.block = PROGRAM.instance("FB_MetalEdgeGate")
+        self.seq = 0
+        self.parts: dict[str, int] = {}
+        self.passed = 0
+
+    def call(self, event: int, **inputs: Any) -> dict[str, Any]:
+        self.block(Event=event, NowMs=self.now, **inputs)
+        return self.block.values
+
+    def agree(self) -> None:
+        fault = self.gate.link_fault(self.now * MS)
+        self.call(0)
+        assert self.block.values["Fault"] == (NUMBERS[fault] if fault else 0)
+        assert self.block.values["Armed"] == (fault is None)
+
+    def trigger(self, number: int, part: int, travel: int, golden: bool) -> None:
+        trigger_id, part_id, gate = f"t{number}", f"p{part}", self.now + travel
+        if trigger_id in self.parts:
+            return  # the PLC counts its triggers: it never gives a number twice
+        try:
+            self.gate.on_trigger(trigger_id, part_id, self.now * MS, gate * MS, golden=golden)
+            new = True
+        except ValueError:
+            new = False
+        got = self.call(1, TriggerId=trigger_id, PartId=part_id, GateMs=gate, Golden=golden)
+        assert got["Refused"] is not new
+        if new:
+            self.parts[trigger_id] = gate
+
+    def decision(self, number: int, part: int, session: str, verdict: str, kind: str) -> None:
+        score, threshold = (0.5, 1.0) if kind != "above" else (1.0, 1.0)
+        payload: dict[str, Any] = {
+            "schema": 1,
+            "event_id": "e",
+            "session_id": session,
+            "seq": 1,
+            "trigger_id": f"t{number}",
+            "part_id": f"p{part}",
+            "verdict": verdict,
+            "score": None if kind == "no score" else score,
+            "threshold": threshold,
+        }
+        readable, trigger_id, part_id = True, f"t{number}", f"p{part}"
+        text = json.dumps(payload).encode()
+        if kind == "garbage":
+            text, readable, trigger_id, part_id = b"\xff", False, "", ""
+        elif kind == "schema":
+            text, readable = json.dumps({**payload, "schema": 2}).encode(), False
+        self.gate.on_decision(text, self.now * MS, retained=kind == "retained")
+        self.call(
+            2,
+            Readable=readable,
+            Retained=kind == "retained",
+            PartId=part_id,
+            TriggerId=trigger_id,
+            SessionId=session,
+            Verdict=VERDICTS[verdict],
+            Numbers=kind != "no score",
+            Score=score,
+            Threshold=threshold,
+        )
+
+    def heartbeat(self, session: str, step: int, healthy: bool, kind: str) -> None:
+        self.seq = max(0, self.seq + step)
+        payload = {"session_id": session, "seq": self.seq, "healthy": healthy}
+        text = b"{}" if kind == "garbage" else json.dumps(payload).encode()
+        echo = self.gate.on_heartbeat(text, self.now * MS, retained=kind == "retained")
+        got = self.call(
+            3,
+            Readable=kind != "garbage",
+            Retained=kind == "retained",
+            SessionId=session,
+            Seq=self.seq,
+            Healthy=healthy,
+        )
+        said = (got["EchoSessionId"], got["EchoSeq"]) if got["Echo"] else None
+        assert said == echo
+
+    def state(self, session: str, status: str) -> None:
+        payload = {"session_id": session, "status": status}
+        text = b"" if status == "cleared" else json.dumps(payload).encode()
+        self.gate.on_state(text, self.now * MS)
+        alive = status in {"online", "degraded"}
+        self.call(4, Readable=status != "cleared", SessionId=session, Alive=alive)
+
+    def broker_lost(self) -> None:
+        self.gate.on_broker_lost(self.now * MS)
+        self.call(5)
+
+    def line_stopped(self) -> None:
+        self.gate.on_line_stopped(self.now * MS)
+        self.call(7)
+
+    def wait(self, ms: int) -> None:
+        """Time passes; parts that reach the gate meanwhile are decided there, in order."""
+        end = self.now + ms
+        for trigger_id, gate in sorted(self.parts.items(), key=lambda item: item[1]):
+            if gate <= end and self.open_parts(trigger_id):
+                self.now = max(self.now, gate)
+                self.at_gate(trigger_id)
+        self.now = end
+
+    def open_parts(self, trigger_id: str) -> bool:
+        return self.parts[trigger_id] >= 0
+
+    def at_gate(self, trigger_id: str) -> None:
+        record = self.gate.at_gate(trigger_id, self.now * MS)
+        self.parts[trigger_id] = -1
+        got = self.call(6, TriggerId=trigger_id)
+        assert got["Cause"] == NUMBERS[record.cause]
+        assert got["Release"] == (record.passed and not record.golden)
+        self.passed += record.passed
+
+
+sessions = st.sampled_from(["s1", "s2", "s3"])
+EVENTS = st.one_of(
+    st.tuples(
+        st.just("trigger"),
+        st.integers(0, 40),
+        st.integers(0, 5),
+        st.integers(0, 400),
+        st.booleans(),
+    ),
+    st.tuples(
+        st.just("decision"),
+        st.integers(0, 40),
+        st.integers(0, 5),
+        sessions,
+        st.sampled_from(list(VERDICTS)),
+        st.sampled_from(["plain"] * 8 + ["retained", "garbage", "schema", "above", "no score"]),
+    ),
+    st.tuples(
+        st.just("heartbeat"),
+        sessions,
+        st.sampled_from([1, 1, 1, 1, 2, 0, -1]),
+        st.sampled_from([True] * 6 + [False]),
+        st.sampled_from(["plain"] * 8 + ["retained", "garbage"]),
+    ),
+    st.tuples(
+        st.just("state"), sessions, st.sampled_from(["online", "degraded", "offline", "cleared"])
+    ),
+    st.tuples(st.just("broker_lost")),
+    st.tuples(st.just("line_stopped")),
+    st.tuples(st.just("wait"), st.sampled_from([1, 10, 100, 300, 601])),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(EVENTS, max_size=60))
+def test_the_gate_block_does_what_the_simulator_does(events: list[tuple[Any, ...]]) -> None:
+    both = Both()
+    for name, *arguments in events:
+        getattr(both, name)(*arguments)
+        both.agree()
+    both.wait(1000)
+
+
+def test_a_part_with_a_decision_of_its_own_is_released_and_only_that() -> None:
+    """Random events seldom get this far: a good day, and each single thing that spoils it."""
+    assert _day() == (True, 1)
+    assert _day(session="s2")[0] is False
+    assert _day(kind="retained")[0] is False
+    assert _day(kind="above")[0] is False
+    assert _day(verdict="unknown")[0] is False
+    assert _day(travel=0)[0] is False
+    assert _day(golden=True)[0] is False
+    assert _day(silence=601)[0] is False
+
+
+def _day(
+    *,
+    session: str = "s1",
+    kind: str = "plain",
+    verdict: str = "pass",
+    travel: int = 100,
+    golden: bool = False,
+    silence: int = 0,
+) -> tuple[bool, int]:
+    both = Both()
+    both.state("s1", "online")
+    both.heartbeat("s1", 1, True, "plain")
+    both.trigger(1, 1, max(travel, silence), golden)
+    both.decision(1, 1, session, verdict, kind)
+    both.wait(max(travel, silence))
+    return both.block.values["Release"], both.block.values["Cause"]
+
+
+def test_a_part_that_nobody_announced_is_rejected_and_a_full_table_says_so() -> None:
+    block = PROGRAM.instance("FB_MetalEdgeGate")
+    block(Event=4, NowMs=0, Readable=True, SessionId="s", Alive=True)
+    block(Event=3, NowMs=0, SessionId="s", Seq=1, Healthy=True)
+    assert block.values["Armed"]
+    for number in range(33):
+        block(Event=1, NowMs=0, TriggerId=f"t{number}", PartId=f"p{number}", GateMs=100)
+        assert block.values["Refused"] == (number == 32)
+        block(
+            Event=2,
+            TriggerId=f"t{number}",
+            PartId=f"p{number}",
+            Verdict=2,
+            Numbers=True,
+            Score=0.0,
+            Threshold=1.0,
+        )
+    for number in range(33):
+        block(Event=6, NowMs=100, TriggerId=f"t{number}")
+        assert block.values["Release"] == (number < 32)
+    assert block.values["Cause"] == 15
+
+
+LINE_STATES = [LineState.RUNNING, LineState.STOPPED, LineState.CHECKING]
+REASONS = {
+    None: 0,
+    LineEvent.LINK_DOWN_TOO_LONG: 1,
+    LineEvent.TOO_MANY_REJECTS: 2,
+    LineEvent.GOLDEN_WRONG: 3,
+    LineEvent.LINK_LOST: 4,
+}
+LINE_EVENTS = st.one_of(
+    st.tuples(st.just("link"), st.booleans(), sessions, st.booleans()),
+    st.tuples(
+        st.just("part"),
+        st.sampled_from([Cause.PASS_VERDICT, Cause.REJECT_VERDICT, Cause.NO_DECISION]),
+        st.booleans(),
+    ),
+    st.tuples(st.just("operator"), st.booleans()),
+    st.tuples(st.just("wait"), st.sampled_from([1, 400, 1000])),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(LINE_EVENTS, max_size=60),
+    st.sampled_from([None, 0, 1000]),
+    st.sampled_from([None, 1, 3]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_the_line_block_does_what_the_simulator_does(
+    events: list[tuple[Any, ...]],
+    after_ms: int | None,
+    after_rejects: int | None,
+    golden: bool,
+    operator: bool,
+) -> None:
+    line = LineStop(
+        StopSettings(
+            None if after_ms is None else after_ms * MS,
+            after_rejects,
+            ("good", "bad") if golden else None,
+            operator,
+        )
+    )
+    block = PROGRAM.instance("FB_MetalEdgeLine")
+    block(
+        Event=1,
+        NowMs=0,
+        Cause=1,
+        StopAfterMs=-1 if after_ms is None else after_ms,
+        StopAfterRejects=after_rejects or 0,
+        HasGoldenParts=golden,
+        HasOperator=operator,
+    )
+    now = 0
+    for name, *values in events:
+        if name == "wait":
+            now += values[0]
+        elif name == "link":
+            fault = Cause.NO_HEARTBEAT if values[0] else None
+            line.on_link(fault, values[1], now * MS, belt_empty=values[2])
+            code = NUMBERS[fault] if fault else 0
+            block(Event=0, NowMs=now, Fault=code, SessionId=values[1], BeltEmpty=values[2])
+        elif name == "part":
+            line.on_record(GateRecord("p", "t", 0, 0, values[0], None, None, values[1]))
+            block(Event=1, NowMs=now, Cause=NUMBERS[values[0]], Golden=values[1])
+        else:
+            fault = Cause.NO_HEARTBEAT if values[0] else None
+            line.on_operator(fault)
+            block(Event=2, NowMs=now, Fault=NUMBERS[fault] if fault else 0)
+        assert LINE_STATES[block.values["State"]] is line.state
+        assert block.values["Why"] == REASONS[line.why]
+
+
+@pytest.mark.parametrize(
+    ("broken", "instead"),
+    [
+        ("(Seq > LastSeq)", "TRUE"),
+        ("Parts[i].Golden", "FALSE"),
+        ("NowMs >= Parts[i].GateMs", "NowMs > Parts[i].GateMs"),
+        ("Parts[Free].Fault := Fault;", ""),
+        ("(Score < Threshold)", "(Score <= Threshold)"),
+    ],
+)
+def test_these_tests_see_a_broken_block(
+    broken: str, instead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sources with one line wrong, on the days above."""
+    text = SOURCE.read_text(encoding="utf-8")
+    assert broken in text
+    wrong = tmp_path / "wrong.st"
+    wrong.write_text(text.replace(broken, instead), encoding="utf-8")
+    monkeypatch.setattr(sys.modules[__name__], "PROGRAM", Program(wrong))
+    with pytest.raises(AssertionError):
+        test_a_part_with_a_decision_of_its_own_is_released_and_only_that()
+        _replayed_heartbeat()
+        _triggered_while_offline()
+
+
+def _replayed_heartbeat() -> None:
+    both = Both()
+    both.state("s1", "online")
+    both.heartbeat("s1", 1, True, "plain")
+    both.wait(500)
+    both.heartbeat("s1", 0, True, "plain")
+    both.wait(500)
+    both.agree()
+
+
+def _triggered_while_offline() -> None:
+    both = Both()
+    both.trigger(1, 1, 100, False)
+    both.state("s1", "online")
+    both.heartbeat("s1", 1, True, "plain")
+    both.decision(1, 1, "s1", "pass", "plain")
+    both.wait(100)

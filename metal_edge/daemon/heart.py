@@ -141,6 +141,7 @@ class Heart:
             "last_frame_age_ms": None if last is None else (now_ns - last) / 1e6,
             "last_decision_seq": self._reporter.last_seq,
             "puback_age_ms": health.puback_age_ms,
+            "echo_age_ms": health.echo_age_ms,
             "outbox_depth": health.events_waiting,
             "events_dropped": health.events_dropped,
             "decisions_dropped": health.decisions_dropped,

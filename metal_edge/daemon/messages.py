@@ -17,7 +17,7 @@ from typing import Any
 from metal_edge.bundle import Bundle
 from metal_edge.daemon.clock import ClockState
 from metal_edge.domain import Decision, Gate, Region
-from metal_edge.settings import LineSettings
+from metal_edge.settings import CameraSettings, LineSettings
 
 SCHEMA = 1
 # RFC 9562 version 5: the same trigger of the same session always has the same event id.
@@ -197,17 +197,26 @@ def config_payload(settings: LineSettings, identity: Identity, utc_ns: int) -> d
     The camera's URI and options may hold a password; they count in the digest only.
     """
     everything = settings.model_dump_json().encode()
-    camera = settings.camera.model_dump(mode="json", exclude={"uri", "options"})
     return {
         "schema": SCHEMA,
         "session_id": identity.session_id,
         "t_publish": iso_utc(utc_ns),
         "sha256": hashlib.sha256(everything).hexdigest(),
-        "camera": camera,
+        "camera": _visible(settings.camera),
+        "views": [_visible(view) for view in settings.views],
+        "regions": settings.regions.model_dump(mode="json"),
+        "gate": settings.gate.model_dump(mode="json"),
         "decision": settings.decision.model_dump(mode="json"),
         "runtime": settings.runtime.model_dump(mode="json"),
+        "recipes": sorted(settings.recipes),
+        "echo_timeout_s": settings.mqtt.echo_timeout_s,
         "heartbeat_hz": settings.heartbeat_hz,
     }
+
+
+def _visible(camera: CameraSettings) -> dict[str, Any]:
+    hidden = {"uri", "options", "bundle", "regions"}
+    return camera.model_dump(mode="json", exclude=hidden)
 
 
 def finite(value: float | None) -> float | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.schemas import complaints
 
 from metal_edge.daemon.clock import ClockState, read_clock_state
 from metal_edge.daemon.messages import (
@@ -22,22 +24,27 @@ from metal_edge.daemon.messages import (
     iso_utc,
     state_payload,
 )
-from metal_edge.domain import Decision, Region, TimeSource, Trigger, Verdict
+from metal_edge.domain import Decision, Gate, Region, TimeSource, Trigger, Verdict
 from metal_edge.settings import CameraSettings, LineSettings, MqttSettings
 
-IDENTITY = Identity("metal/v1/a/b/c/d/e", "session", "cam0", "m", "1", "ab", "onnxruntime-fp32")
+IDENTITY = Identity(
+    "metal/v1/a/b/c/d/e", "session", "cam0", "m", "1", "ab" * 32, "onnxruntime-fp32"
+)
 CLOCK = ClockState(True, 12.5)
 floats = st.floats()
 
+durations = st.floats(0) | st.just(float("nan"))
 
-@given(floats, floats, floats, floats, st.integers(0, 2**62))
+
+@given(floats, floats, floats, durations, st.integers(0, 2**62))
 def test_a_decision_is_json_whatever_its_numbers(
     score: float, threshold: float, peak: float, latency: float, utc_ns: int
 ) -> None:
+    gate = Gate(400.0, 5000, 5 + 400_000_000, 4711)
     decision = Decision(
         Verdict.UNKNOWN,
         "not_finite",
-        Trigger("t", "p", 5, 1_000_005),
+        Trigger("t", "p", 5, 1_000_005, encoder=-289, gate=gate),
         3,
         score=score,
         threshold=threshold,
@@ -46,12 +53,15 @@ def test_a_decision_is_json_whatever_its_numbers(
         time_source=TimeSource.ARRIVAL,
         latency_ms={"grab": latency},
     )
-    payload = decision_payload(decision, IDENTITY, Now(5, utc_ns), CLOCK)
+    joined = replace(decision, views=(decision, replace(decision, camera_id="cam1")))
+    payload = decision_payload(joined, IDENTITY, Now(5, utc_ns), CLOCK)
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
     assert json.loads(encode(payload), parse_constant=refuse) == payload
+    assert complaints("decision", payload) == []
+    assert complaints("event", {**payload, "decision_sent": True}) == []
     assert payload["deadline_ns"] == utc_ns + 1_000_000
     assert payload["verdict"] == "unknown"
 
@@ -89,6 +99,7 @@ def test_config_shows_no_secret_but_its_digest_tells_changes_apart() -> None:
         return config_payload(settings, IDENTITY, 0)
 
     one, other = config("hunter2"), config("hunter3")
+    assert complaints("config", one) == []
     text = encode(one).decode()
     for secret in ("hunter2", "edge-user", "secret-file"):
         assert secret not in text
@@ -97,6 +108,7 @@ def test_config_shows_no_secret_but_its_digest_tells_changes_apart() -> None:
 
 def test_a_last_will_has_no_time() -> None:
     will = state_payload("offline", IDENTITY, None, ("connection lost",))
+    assert complaints("state", will) == []
     assert (will["t_publish"], will["status"]) == (None, "offline")
 
 

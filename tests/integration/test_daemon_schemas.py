@@ -1,0 +1,102 @@
+"""Everything that a real daemon says on a real broker is what docs/mqtt/ describes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support.broker import Broker, Listener, wait_until
+from support.daemon_process import STATION
+from support.schemas import FOLDER, complaints
+from support.wire import Wire
+
+from metal_edge.daemon.command_fields import FIELDS
+
+if TYPE_CHECKING:
+    from conftest import StartDaemon
+
+pytestmark = pytest.mark.timeout(90)
+
+GOOD = {
+    "trigger": {"trigger_id": "t9", "part_id": "good", "encoder": 4711},
+    "recipe": {"recipe": "nobody-knows"},
+    "disarm": {"reason": "cleaning"},
+}
+
+
+def address_of(name: str) -> str:
+    document = json.loads((FOLDER / "asyncapi.json").read_text(encoding="utf-8"))
+    address = document["channels"][name]["address"]
+    for level, value in zip(
+        ("enterprise", "site", "area", "line", "station"),
+        STATION.split("/")[2:],
+        strict=True,
+    ):
+        address = address.replace(f"{{{level}}}", value)
+    return str(address)
+
+
+def binding_of(name: str) -> dict[str, object]:
+    document = json.loads((FOLDER / "asyncapi.json").read_text(encoding="utf-8"))
+    binding = document["operations"][name]["bindings"]["mqtt"]
+    assert isinstance(binding, dict)
+    return binding
+
+
+def test_every_topic_says_what_its_schema_describes(
+    start: StartDaemon, listener: Listener, broker: Broker, line: Path
+) -> None:
+    with Wire(broker, "#") as wire:
+        daemon = start(
+            mqtt={"echo_timeout_s": 30.0},
+            gate={"offset_ms": 400.0, "encoder_counts": 5000},
+            heartbeat_hz=20,
+        )
+        daemon.armed(listener)
+        beat = json.loads(wire.wait("heartbeat").payload)
+        echo = {key: beat[key] for key in ("schema", "session_id", "seq")}
+        assert complaints("echo", echo) == []
+        wire.publish(address_of("echo"), json.dumps(echo).encode(), qos=0)
+        for number, part in enumerate(("good", "bad", "missing", "good")):
+            listener.trigger(STATION, f"t{number}", part)
+            listener.verdict(f"t{number}")
+        for verb in FIELDS:
+            for fields in ({"strange": 1}, GOOD.get(verb, {})):
+                payload = json.dumps(fields).encode()
+                reply = f"{STATION}/reply/me/{verb}"
+                wire.publish(address_of(f"cmd-{verb}"), payload, response=reply, correlation=b"c")
+        listener.trigger(STATION, "t10", "good")  # for the snapshot to take
+        listener.verdict("t10")
+        for verb in FIELDS:
+            wire.wait(verb, 2 + (2 if verb == "reply" else 0))
+        wait_until(
+            lambda: any(json.loads(m.payload)["echo_age_ms"] for m in wire.named("heartbeat")),
+            "a heartbeat that tells of the echo",
+        )
+        assert daemon.stop() == 0
+        wait_until(lambda: b"offline" in wire.named("state")[-1].payload, "the last state")
+
+        for name in ("decision", "event", "heartbeat", "state", "model", "config"):
+            heard = wire.named(address_of(name))
+            assert heard, name
+            binding = binding_of(name)
+            for message in heard:
+                assert complaints(name, json.loads(message.payload)) == []
+                assert message.properties.ContentType == "application/json"
+                assert message.qos == binding["qos"]
+                expiry = getattr(message.properties, "MessageExpiryInterval", None)
+                assert expiry is None or expiry <= binding["messageExpiryInterval"]
+                assert (expiry is None) == ("messageExpiryInterval" not in binding)
+        for verb in FIELDS:
+            replies = wire.named(f"{STATION}/reply/me/{verb}")
+            assert len(replies) == 2, verb
+            for message in replies:
+                assert complaints(f"reply-{verb}", json.loads(message.payload)) == []
+                assert message.properties.CorrelationData == b"c"
+        with Wire(broker, "#") as late:
+            retained = {m.topic for m in (late.wait(n) for n in ("state", "model", "config"))}
+            assert retained == {address_of(n) for n in ("state", "model", "config")}
+            assert all(m.retain for m in late.messages)
+            assert all(binding_of(n)["retain"] for n in ("state", "model", "config"))

@@ -33,6 +33,7 @@ class Cause(StrEnum):
     UNKNOWN_VERDICT = "unknown_verdict"
     NO_DECISION = "no_decision"
     LATE_DECISION = "late_decision"
+    LATE_EXPOSURE = "late_exposure"
     MISMATCHED_ID = "mismatched_id"
     DUPLICATE_DECISION = "duplicate_decision"
     CONTRADICTORY_DECISIONS = "contradictory_decisions"
@@ -110,6 +111,7 @@ class _Part:
     session_id: str | None
     t_trigger_ns: int
     gate_ns: int
+    leaves_ns: int | None
     fault: Cause | None
     golden: bool
     message: DecisionMessage | None = None
@@ -165,9 +167,19 @@ class RejectGate:
         self.stray = 0
 
     def on_trigger(
-        self, trigger_id: str, part_id: str, now: int, gate_ns: int, *, golden: bool = False
+        self,
+        trigger_id: str,
+        part_id: str,
+        now: int,
+        gate_ns: int,
+        *,
+        leaves_ns: int | None = None,
+        golden: bool = False,
     ) -> None:
         """A part passes the photo-eye; it reaches the gate at `gate_ns`.
+
+        It stands before the camera until `leaves_ns`: a picture taken later shows the next one.
+        None where the camera itself knows its part, such as one wired to the photo-eye.
 
         If that is already past, no decision can be in time any more.
 
@@ -179,7 +191,7 @@ class RejectGate:
         if trigger_id in self._parts or trigger_id in self._closed or part_id in known:
             raise ValueError(f"trigger {trigger_id!r} for part {part_id!r} is not new")
         self._parts[trigger_id] = _Part(
-            part_id, trigger_id, self.session_id, now, gate_ns, self.fault, golden
+            part_id, trigger_id, self.session_id, now, gate_ns, leaves_ns, self.fault, golden
         )
 
     def on_decision(
@@ -332,4 +344,21 @@ def _objection(part: _Part, message: DecisionMessage, now: int, retained: bool) 
         return Cause.MISMATCHED_ID
     if retained:  # decisions are never retained: this one is a replay
         return Cause.MALFORMED_DECISION
-    return Cause.LATE_DECISION if now >= part.gate_ns else None
+    if now >= part.gate_ns:
+        return Cause.LATE_DECISION
+    return None if _shows(part, message, now) else Cause.LATE_EXPOSURE
+
+
+def _shows(part: _Part, message: DecisionMessage, now: int) -> bool:
+    """Whether a `pass` rests on a picture taken while the part stood before the camera.
+
+    A trigger that the network delayed gets a picture of the next part. No clock is shared: the
+    daemon says how old its picture was when it spoke, on its own clock; the message travelled
+    at least for no time; so the PLC knows on its clock the latest moment of the exposure.
+    """
+    if part.leaves_ns is None or message.verdict is not Verdict.PASS:
+        return True
+    if message.t_exposure_ns is None or message.t_publish_ns is None:
+        return False
+    exposed_ns = now - (message.t_publish_ns - message.t_exposure_ns)
+    return part.t_trigger_ns <= exposed_ns <= part.leaves_ns

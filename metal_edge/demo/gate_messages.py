@@ -25,7 +25,7 @@ class MalformedMessageError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class DecisionMessage:
-    """What the gate reads of one decision. `t_exposure_ns` is UTC on the daemon's clock."""
+    """What the gate reads of one decision. `t_*_ns` are UTC on the daemon's clock."""
 
     event_id: str
     session_id: str
@@ -38,6 +38,7 @@ class DecisionMessage:
     threshold: float | None
     frame_id: str | None
     t_exposure_ns: int | None
+    t_publish_ns: int | None
 
 
 def parse_decision(payload: bytes) -> DecisionMessage:
@@ -66,9 +67,8 @@ def parse_decision(payload: bytes) -> DecisionMessage:
             score=_number(values, "score"),
             threshold=_number(values, "threshold"),
             frame_id=_id_or_none(values.get("frame_id")),
-            t_exposure_ns=(
-                None if values.get("t_exposure_ns") is None else _integer(values, "t_exposure_ns")
-            ),
+            t_exposure_ns=_time(values, "t_exposure_ns"),
+            t_publish_ns=_time(values, "t_publish_ns"),
         )
         if message.verdict is Verdict.PASS and not _below(message.score, message.threshold):
             raise MalformedMessageError("pass without a score below its threshold")
@@ -154,6 +154,10 @@ def _integer(values: dict[str, Any], key: str) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise MalformedMessageError(f"{key} is missing or not a 64-bit count")
     return value
+
+
+def _time(values: dict[str, Any], key: str) -> int | None:
+    return None if values.get(key) is None else _integer(values, key)
 
 
 def _number(values: dict[str, Any], key: str) -> float | None:

@@ -95,6 +95,8 @@ def _run_plc(
         *("--period-ms", f"{plan.period_ms:g}", "--gate-delay-ms", f"{plan.gate_delay_ms:g}"),
         # The demo shows what becomes of every part, however many are bad in a row.
         *("--stop-after-s", "never", "--stop-after-rejects", "never"),
+        # Its cameras show the part that the trigger names, however late.
+        *("--dwell-ms", "any"),
         *("--start-timeout", "60", "--progress-json"),
     ]
     with log.open("wb") as errors:

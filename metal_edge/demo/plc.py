@@ -132,6 +132,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--part-ids", type=Path, help="file with one part id per line")
     add("--period-ms", type=float, default=500.0, help="from part to part")
     add("--gate-delay-ms", type=float, default=400.0, help="photo-eye to gate")
+    add("--dwell-ms", help="a part stays before the camera so long, or: any; default: the period")
     add("--late-window-ms", type=float, default=1000.0, help="listen for late decisions")
     add("--heartbeat-ms", type=float, default=200.0, help="the daemon's heartbeat period")
     add("--rearm-heartbeats", type=int, default=3, help="healthy ones in a row after a trip")
@@ -158,6 +159,7 @@ def _run(args: argparse.Namespace, waker: Waker) -> ExitCode:
     line = Line(
         ids,
         period_ns=round(args.period_ms * NS_PER_MS),
+        dwell_ns=_dwell_ns(args),
         gate_delay_ns=round(args.gate_delay_ms * NS_PER_MS),
         late_window_ns=round(args.late_window_ms * NS_PER_MS),
         stop=_stop_settings(args),
@@ -190,6 +192,19 @@ def _run(args: argparse.Namespace, waker: Waker) -> ExitCode:
         link.check()
     _say(json.dumps({"event": "summary", **_summary(outcome), **link.counters()}))
     return ExitCode.OK if outcome.stopped_by is None else ExitCode.INTERRUPTED
+
+
+def _dwell_ns(args: argparse.Namespace) -> int | None:
+    """By default the next part pushes it away."""
+    if args.dwell_ms == "any":
+        return None
+    try:
+        dwell_ms = args.period_ms if args.dwell_ms is None else float(args.dwell_ms)
+        if 0 < dwell_ms < 1e9:
+            return round(dwell_ms * NS_PER_MS)
+    except ValueError:
+        pass
+    raise SettingsError("--dwell-ms is no time", "give milliseconds above 0, or any")
 
 
 def _stop_settings(args: argparse.Namespace) -> StopSettings:

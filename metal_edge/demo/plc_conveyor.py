@@ -21,10 +21,15 @@ STOPPED_LOOK_NS = 200_000_000
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The conveyor: which parts come, and when; times in ns."""
+    """The conveyor: which parts come, and when; times in ns.
+
+    Attributes:
+        dwell_ns: how long a part stands before the camera; None where that does not matter.
+    """
 
     part_ids: tuple[str, ...]
     period_ns: int
+    dwell_ns: int | None
     gate_delay_ns: int
     late_window_ns: int
     stop: StopSettings
@@ -158,7 +163,11 @@ class Conveyor:
             times = {"t_ns": self._clock(), "gate_ns": gate_ns}
             ids = {"part_id": part_id, "trigger_id": trigger_id, "golden": golden}
             self._photo_eye.write({**ids, **times})
-        self._link.trigger(trigger_id, part_id, gate_ns, REPLY_MARGIN_MS, golden=golden)
+        dwell_ns = self._line.dwell_ns
+        leaves_ns = None if dwell_ns is None else self._next_ns + dwell_ns
+        self._link.trigger(
+            trigger_id, part_id, gate_ns, REPLY_MARGIN_MS, leaves_ns=leaves_ns, golden=golden
+        )
         self._under_way.append((trigger_id, gate_ns))
         self._triggers += 1
         self._next_ns += self._line.period_ns

@@ -182,7 +182,8 @@ class PlcLink:
         gate_ns: int,
         margin_ms: float,
         *,
-        golden: bool = False,
+        leaves_ns: int | None,
+        golden: bool,
     ) -> None:
         """Registers the part with the gate, then asks the daemon for its verdict.
 
@@ -191,7 +192,9 @@ class PlcLink:
         """
         with self._lock:
             now = time.monotonic_ns()
-            self._gate.on_trigger(trigger_id, part_id, now, gate_ns, golden=golden)
+            self._gate.on_trigger(
+                trigger_id, part_id, now, gate_ns, leaves_ns=leaves_ns, golden=golden
+            )
         deadline_ms = max(1.0, (gate_ns - now) / 1e6 - margin_ms)
         command = {"trigger_id": trigger_id, "part_id": part_id, "deadline_ms": deadline_ms}
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]

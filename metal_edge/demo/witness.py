@@ -97,18 +97,21 @@ def _doubt(
             return f"the daemon said {statement.verdict} of {statement.part_id}"
     if passage.arrival_ns is None or passage.arrival_ns >= passage.gate_ns:
         return "no verdict before the gate"
-    statement = statements[0]
-    life = alive.get(statement.session_id)
+    life = alive.get(statements[0].session_id)
     if life is None or not _covers(life, passage.t_ns):
         return "said by a daemon that did not run"
-    picture = pictures.get(statement.frame_id or "")
+    return _doubt_of_picture(passage, statements[0].frame_id, pictures)
+
+
+def _doubt_of_picture(
+    passage: Passage, frame_id: str | None, pictures: Mapping[str, Exposure]
+) -> str | None:
+    picture = pictures.get(frame_id or "")
     if picture is None:
-        return f"picture {statement.frame_id} was never taken"
+        return f"picture {frame_id} was never taken"
     if picture.shows != passage.part_id:
         return f"the picture shows {picture.shows or 'nothing'}"
-    if picture.t_ns < passage.t_ns:
-        return "the picture is older than the trigger"
-    return None
+    return "the picture is older than the trigger" if picture.t_ns < passage.t_ns else None
 
 
 def _covers(life: Life, t_ns: int) -> bool:

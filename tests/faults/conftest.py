@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from fault_mutants import MUTANTS
+from fault_network import Cable, NoCableError
 from fault_report import Row, page, table
 from rig import Audit, Rig
-from support.broker import find_mosquitto
+from support.broker import Broker, find_mosquitto
 from support.mutation import mutated_tree
 
 REPOSITORY = Path(__file__).parents[2]
@@ -105,6 +106,28 @@ def make_rig(tmp_path: Path, package: Path | None) -> Iterator[MakeRig]:
 def rig(make_rig: MakeRig) -> Rig:
     """A rig with a broker of its own."""
     return make_rig()
+
+
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    """Into a network namespace; the near end has an address by now."""
+    try:
+        with Cable() as made:
+            yield made
+    except NoCableError as error:
+        pytest.skip(f"no network namespace: {error}")
+
+
+@pytest.fixture
+def cabled(cable: Cable, tmp_path: Path) -> Iterator[Broker]:
+    """A broker that listens on loopback and at the near end of the cable, on the same port."""
+    if find_mosquitto() is None:
+        pytest.skip("mosquitto is not installed")
+    (tmp_path / "broker").mkdir()
+    broker = Broker(tmp_path / "broker")
+    broker.also(f"listener {broker.port} {cable.address}")
+    with broker:
+        yield broker
 
 
 def pytest_configure(config: pytest.Config) -> None:

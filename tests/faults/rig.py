@@ -79,6 +79,7 @@ class Rig:
     broker: the line's own; a plain one if None.
     recorder: who hears everything; on `broker` if None.
     package: folder to import metal_edge from instead of this checkout, for mutants.
+    model_fault: see tests/support/tiny_bundle.py.
     """
 
     def __init__(
@@ -89,11 +90,12 @@ class Rig:
         broker: Broker | None = None,
         recorder: Listener | None = None,
         package: Path | None = None,
+        model_fault: str = "",
     ) -> None:
         self.folder = folder
         self.stack = stack
         self._package = package
-        build_bundle(folder / "bundle")
+        build_bundle(folder / "bundle", fault=model_fault)
         (folder / "control").write_text("")
         plugin = folder / "plugin" / "scene-1.0.dist-info"
         plugin.mkdir(parents=True)
@@ -165,7 +167,10 @@ class Rig:
             "photo_eye": self.folder / "eye.jsonl",
             "log": self.folder / "gate.jsonl",
         } | options
-        words = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
+        words = [
+            f"--{key.replace('_', '-')}" + ("" if value is None else f"={value}")
+            for key, value in values.items()
+        ]
         command = [sys.executable, "-m", "metal_edge.demo.plc", *words, "--progress-json"]
         with (self.folder / "plc.out").open("wb") as out, (self.folder / "plc.err").open("wb") as e:
             plc = subprocess.Popen(
@@ -209,6 +214,19 @@ class Rig:
     def line_states(self) -> list[str]:
         """What the PLC's line did: stopped, checking, running."""
         return [line["state"] for line in self._said.lines() if line["event"] == "line"]
+
+    def wait_line(self, state: str, timeout_s: float) -> None:
+        """The PLC's line is in this state."""
+        wait_until(lambda: self.line_states()[-1:] == [state], f"line {state}", timeout_s)
+
+    def wait_armed(self, timeout_s: float = 15.0) -> None:
+        """Five healthy heartbeats in a row: more than the PLC needs to arm."""
+
+        def healthy() -> bool:
+            last = self.recorder.all("heartbeat")[-5:]
+            return all(h.data["healthy"] for h in last)
+
+        wait_until(healthy, "healthy heartbeats", timeout_s)
 
     def wait_parts(self, count: int, timeout_s: float = 20.0) -> None:
         """So many more parts at the gate: the fault lasts while they come."""

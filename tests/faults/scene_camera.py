@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paho.mqtt.client as mqtt
 
 from metal_edge.daemon.cameras import CameraError, CameraTimeoutError, TornFrameError
 from metal_edge.daemon.clock import Clock
+from metal_edge.daemon.triggers import TriggerQueue
 from metal_edge.demo.gate_log import LineFile
 from metal_edge.domain import Frame, Image, TimeSource
 from metal_edge.settings import CameraSettings
 
 SIZE = 32
 GOOD_LEVEL = 51  # scores about 0.2 with tests/support/tiny_bundle.py; a white spot scores 1
+BRIGHT_LEVEL = 100  # about 0.4: still good, and slow with the bundle's fault `slow`
 EVERY, BAD = 5, 3  # part 3 of each five is bad
 GOLDEN_BAD = "G-bad"
 
@@ -33,6 +36,28 @@ def is_bad(part_id: str) -> bool:
     if part_id.startswith("G-"):
         return part_id == GOLDEN_BAD
     return int(part_id.removeprefix("P-")) % EVERY == BAD
+
+
+def sabotage(what: str) -> None:
+    """Breaks something in the daemon around its MQTT callbacks, as a defect there would."""
+    if what == "sabotage-command":
+        _raise_in(TriggerQueue, "offer", times=5)
+    elif what == "sabotage-thread":
+        _raise_in(mqtt.Client, "_handle_pubackcomp", times=1)
+
+
+def _raise_in(owner: type, name: str, times: int) -> None:
+    """A method that raises so many times, and then does its work again."""
+    proper = getattr(owner, name)
+    left = [times]
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        if left[0] > 0:
+            left[0] -= 1
+            raise ValueError(f"sabotage of {name}")
+        return proper(*args, **kwargs)
+
+    setattr(owner, name, broken)
 
 
 class PhotoEye:
@@ -75,6 +100,7 @@ class SceneCamera:
         self._frozen: Image | None = None
         self._pending: tuple[str, str | None, int] | None = None  # frame id, part, time
         self._seq = 0
+        self._sabotaged = ""
 
     def open(self) -> None:
         """Each start writes a file of its own: the last one of a killed process stays whole."""
@@ -91,6 +117,9 @@ class SceneCamera:
             raise RuntimeError("a defect in the camera's driver")
         if fault == "dead":
             raise CameraError("the scene camera is unplugged", "plug it in")
+        if fault != self._sabotaged:
+            self._sabotaged = fault
+            sabotage(fault)
         self._seq += 1
         part = self._eye.in_front()
         self._pending = (f"{part or 'belt'}@{os.getpid()}.{self._seq}", part, self._clock.mono_ns())
@@ -132,7 +161,8 @@ class SceneCamera:
             return np.full((SIZE, SIZE, 3), 255, np.uint8), False
         if fault == "frozen" and self._frozen is not None:
             return self._frozen.copy(), False
-        image = (np.full((SIZE, SIZE, 3), GOOD_LEVEL) + noise).astype(np.uint8)
+        level = BRIGHT_LEVEL if fault == "bright" else GOOD_LEVEL
+        image = (np.full((SIZE, SIZE, 3), level) + noise).astype(np.uint8)
         if part is not None and is_bad(part):
             image[8:16, 8:16] = 255
         if fault == "wrong_size":

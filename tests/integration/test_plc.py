@@ -65,6 +65,7 @@ class Line:
             "start_timeout": 20,
             "stop_after_s": "never",  # a test of its own stops the line
             "stop_after_rejects": "never",
+            "dwell_ms": "any",  # the peer has no camera
         } | options
         words = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
         return self.start("plc", "-m", "metal_edge.demo.plc", *words, "--progress-json")
@@ -126,11 +127,13 @@ def test_every_kind_of_answer_and_its_cause(line: Line) -> None:
         "no score": "malformed_decision",
         "above threshold": "malformed_decision",
         "giant": "malformed_decision",
+        "picture before the part": "late_exposure",
+        "picture without a time": "late_exposure",
         "retained": "pass_verdict",  # a live copy of a retained message is not a replay
     }
     script = dict(enumerate(expected))
     line.daemon(script)
-    plc = line.plc(parts=len(script), period_ms=650, gate_delay_ms=600)
+    plc = line.plc(parts=len(script), period_ms=650, gate_delay_ms=600, dwell_ms=650)
     assert plc.wait(PATIENCE_S) == 0, line.errors()
     records = line.records()
     assert [r["part_id"] for r in records] == [f"P-{k:06d}" for k in script]
@@ -402,6 +405,8 @@ def test_a_full_disk_ends_the_run_with_a_reason(line: Line) -> None:
         (None, [], 78),
         (None, ["--parts=0"], 78),
         (None, ["--parts=1", "--period-ms=0"], 78),
+        (None, ["--parts=1", "--dwell-ms=0"], 78),
+        (None, ["--parts=1", "--dwell-ms=long"], 78),
         (None, ["--parts=1", "--stop-after-s=soon"], 78),
         (None, ["--parts=1", "--stop-after-s=nan"], 78),
         (None, ["--parts=1", "--stop-after-rejects=0"], 78),

@@ -44,6 +44,9 @@ def start_plc(folder: Path, port: int, parts: int, stack: ExitStack) -> subproce
         "period-ms": 150,
         "gate-delay-ms": 700,
         "heartbeat-ms": 300,
+        "dwell-ms": "any",  # the folder camera shows the part that the trigger names
+        "stop-after-s": "never",
+        "stop-after-rejects": "never",
         "log": folder / "gate.jsonl",
     }
     words = [f"--{key}={value}" for key, value in options.items()]

@@ -62,6 +62,10 @@ class Broker:
         self._extra = extra
         self._process: subprocess.Popen[bytes] | None = None
 
+    def also(self, line: str) -> None:
+        """One more line of mosquitto.conf, from the next start on."""
+        self._extra += f"\n{line}"
+
     def start(self) -> None:
         program = find_mosquitto()
         assert program is not None

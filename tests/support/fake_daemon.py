@@ -100,9 +100,11 @@ class FakeDaemon:
             "score": 0.2,
             "threshold": 0.5,
             "t_exposure_ns": time.time_ns(),
+            "t_publish_ns": time.time_ns(),
         }
         reject = fields | {"verdict": "reject", "score": 0.9}
         doubtful = fields | {"verdict": "unknown", "score": None}
+        early = fields | {"t_exposure_ns": fields["t_publish_ns"] - 3_000_000_000}
         answers: dict[str, list[Any]] = {
             "pass": [fields],
             "reject": [reject],
@@ -118,6 +120,8 @@ class FakeDaemon:
             "no score": [fields | {"score": None}],
             "above threshold": [fields | {"score": 0.5}],
             "giant": [fields | {"padding": "x" * 500_000}],
+            "picture before the part": [early],
+            "picture without a time": [fields | {"t_exposure_ns": None}],
             "unhealthy": [fields],
         }
         if behaviour == "late":

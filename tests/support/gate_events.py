@@ -27,6 +27,7 @@ def decision(**changes: Any) -> dict[str, Any]:
         "threshold": 0.5,
         "regions": [],
         "t_exposure_ns": 1_700_000_000_000_000_000,
+        "t_publish_ns": 1_700_000_000_020_000_000,
         "latency_ms": {"grab": 1.0, "infer": 2.0, "post": 0.5},
     }
     return fields | changes

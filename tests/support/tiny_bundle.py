@@ -43,7 +43,9 @@ def write_dark_video(path: Path, frames: int) -> None:
 
 
 def write_model(path: Path, fault: str = "") -> None:
-    """The ONNX file. `fault`: "" | "nan_map" | "nan_score" | "fails" (on bright pictures)."""
+    """The ONNX file. `fault`: "" | "nan_map" | "nan_score" | "fails" (on bright pictures) | "slow"
+    (about a second, on pictures that score above 0.3).
+    """
     inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", SIZE, SIZE, 3])]
     side = SIZE // CELL
     outputs = [
@@ -56,6 +58,9 @@ def write_model(path: Path, fault: str = "") -> None:
         "dark": np.array(0.1, np.float32),
         "channel_axis": np.array([1], np.int64),
         "all_axes": np.array([1, 2], np.int64),
+        "brighter": np.array(0.3, np.float32),
+        "turns": np.array(600_000, np.int64),
+        "always": np.array(True),
     }
     nodes = [
         helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
@@ -68,7 +73,12 @@ def write_model(path: Path, fault: str = "") -> None:
         helper.make_node("ReduceMax", ["good_map", "all_axes"], ["good_score"], keepdims=0),
         *_faulty_end(fault),
     ]
-    initializers = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    used = {name for node in nodes for name in node.input}
+    initializers = [
+        onnx.numpy_helper.from_array(value, name)
+        for name, value in constants.items()
+        if name in used
+    ]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
@@ -95,6 +105,15 @@ def _faulty_end(fault: str) -> list[onnx.NodeProto]:
             helper.make_node("Add", ["good_map", "poison"], ["anomaly_map"]),
             plain_score,
         ]
+    if fault == "slow":
+        return [
+            helper.make_node("Greater", ["good_score", "brighter"], ["is_slow"]),
+            helper.make_node("Cast", ["is_slow"], ["slow_int"], to=TensorProto.INT64),
+            helper.make_node("ReduceMax", ["slow_int"], ["slow_once"], keepdims=0),
+            helper.make_node("Mul", ["slow_once", "turns"], ["trips"]),
+            helper.make_node("Loop", ["trips", "always", "good_score"], ["score"], body=_turn()),
+            plain_map,
+        ]
     assert fault == "fails"
     # A gather beyond the end: index 0 for dark pictures, 9 for bright ones.
     return [
@@ -105,6 +124,24 @@ def _faulty_end(fault: str) -> list[onnx.NodeProto]:
         helper.make_node("Gather", ["good_score", "index"], ["score"], axis=0),
         plain_map,
     ]
+
+
+def _turn() -> onnx.GraphProto:
+    """A loop's body that carries the score round and round."""
+    inputs = [
+        helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+        helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("carried", TensorProto.FLOAT, ["N"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("go_on_out", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("carried_out", TensorProto.FLOAT, ["N"]),
+    ]
+    nodes = [
+        helper.make_node("Identity", ["go_on"], ["go_on_out"]),
+        helper.make_node("Identity", ["carried"], ["carried_out"]),
+    ]
+    return helper.make_graph(nodes, "turn", inputs, outputs)
 
 
 def build_bundle(

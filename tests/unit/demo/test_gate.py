@@ -146,6 +146,31 @@ def test_one_mixed_up_decision_condemns_both_parts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arrival_ms", "age_ms", "cause"),
+    [
+        (20, 20, Cause.PASS_VERDICT),  # exposed at the trigger
+        (120, 20, Cause.PASS_VERDICT),  # exposed as the part leaves
+        (121, 20, Cause.LATE_EXPOSURE),  # the trigger was late, so it shows the next part
+        (19, 20, Cause.LATE_EXPOSURE),  # exposed before the part came
+        (121, 21, Cause.PASS_VERDICT),
+        (120, -3_600_000, Cause.LATE_EXPOSURE),  # the daemon's clock stepped in between
+        (120, 3_600_000, Cause.LATE_EXPOSURE),
+        (120, None, Cause.LATE_EXPOSURE),
+    ],
+)
+def test_a_pass_rests_on_a_picture_taken_while_the_part_stood_there(
+    arrival_ms: int, age_ms: int | None, cause: Cause
+) -> None:
+    gate = armed()
+    gate.on_trigger("T-1", "P-1", 0, 400 * MS, leaves_ns=100 * MS)
+    said = 10**18
+    exposed = None if age_ms is None else said - age_ms * MS
+    payload = raw(decision(t_publish_ns=said, t_exposure_ns=exposed))
+    gate.on_decision(payload, arrival_ms * MS)
+    assert gate.at_gate("T-1", 400 * MS).cause is cause
+
+
+@pytest.mark.parametrize(
     ("event", "cause"),
     [
         (lambda g: g.on_state(state(status="offline"), 200 * MS), Cause.DAEMON_OFFLINE),

@@ -1,0 +1,48 @@
+"""The wall clock steps: deadlines, ages and heartbeats do not care."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Trial
+from rig import Rig
+
+LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+@pytest.mark.fault(
+    "clock step",
+    "the daemon's wall clock steps (libfaketime); its monotonic one goes on",
+    limit_s=1.0,
+    seen="`budgets-on-the-wall-clock`",
+)
+def test_clock_step(rig: Rig, trial: Trial, fast: bool, hours: int) -> None:
+    if not LIBRARIES:
+        pytest.skip("faketime is not installed")
+    if fast and hours < 0:
+        pytest.skip("FAST")
+    trial.row.how = trial.row.how.replace("steps", f"steps by {hours:+d} h")
+    stamp = rig.folder / "faketime"
+    stamp.write_text("+0")
+    rig.daemon_environment = {
+        "LD_PRELOAD": str(LIBRARIES[0]),
+        "FAKETIME_TIMESTAMP_FILE": str(stamp),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    rig.start()
+    stamp.write_text(f"{hours * 3600:+d}")
+    stepped = time.monotonic_ns()
+    wanted_ns = time.time_ns() + hours * 3600 * 10**9
+    rig.recorder.wait(
+        "decision", lambda h: abs(h.data["t_publish_ns"] - wanted_ns) < 60e9, timeout_s=10
+    )
+    trial.recovered(rig.recovery_s(stepped, 20))
+    rig.wait_parts(40, 40)
+    doubts = {"stale_frame", "deadline_missed"}
+    reasons = {h.data["reason"] for h in rig.recorder.all("decision") if h.at * 1e9 > stepped}
+    assert not reasons & doubts
+    trial.judge(rig.finish())

@@ -5,7 +5,15 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from metal_edge.daemon.cameras import CameraError, CameraTimeoutError, EndOfStreamError
+from pydantic import Field
+
+from metal_edge.daemon.camera_options import Options, parse_options
+from metal_edge.daemon.cameras import (
+    CameraError,
+    CameraTimeoutError,
+    EndOfStreamError,
+    TornFrameError,
+)
 from metal_edge.daemon.clock import Clock
 from metal_edge.domain import Frame
 from metal_edge.errors import MetalEdgeError
@@ -13,6 +21,18 @@ from metal_edge.imaging import read_image
 from metal_edge.settings import CameraMode, CameraSettings
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+_NUMBERS = r"^([0-9]{1,9}(,[0-9]{1,9})*)?$"
+
+
+class FolderOptions(Options):
+    """`[camera.options]`: what goes wrong at the camera's own pace, to try out how a line takes it.
+
+    Exposures are numbered from 1, in lists such as `"3,7"`.
+    """
+
+    drop: str = Field(default="", pattern=_NUMBERS)  # exposed, but no frame arrives
+    torn: str = Field(default="", pattern=_NUMBERS)  # a piece of the frame is missing
+    restart: str = Field(default="", pattern=_NUMBERS)  # the counter begins anew at this one
 
 
 class FolderCamera:
@@ -21,7 +41,8 @@ class FolderCamera:
     Triggered: one picture per trigger, the one whose stem is the part id if there is one,
     otherwise the next in order. Once a part id has named a picture, one that names none gets
     none: another part's picture must not stand in for it. Free run: the next picture at every
-    tick of `settings.fps`. The exposure time is that of the trigger or tick.
+    tick of `settings.fps`. `hardware` is the same, each tick an exposure of a wired trigger. The
+    exposure time is that of the trigger or tick.
     """
 
     live = False
@@ -36,6 +57,10 @@ class FolderCamera:
         self._asked: tuple[Path | None, int] | None = None
         self._due_ns = 0
         self._closed = threading.Event()
+        options = parse_options(settings, FolderOptions)
+        self._drop, self._torn = _numbers(options.drop), _numbers(options.torn)
+        self._restart = _numbers(options.restart)
+        self._exposures = 0
 
     def open(self) -> None:
         """See `Camera.open`: lists the folder, once."""
@@ -63,7 +88,7 @@ class FolderCamera:
 
     def grab(self, timeout_s: float) -> Frame:
         """See `Camera.grab`."""
-        if self._settings.mode is CameraMode.LATEST:
+        if self._settings.mode is not CameraMode.TRIGGERED:
             return self._tick(timeout_s)
         if self._asked is None:
             raise CameraTimeoutError("the folder camera was not triggered", "trigger it first")
@@ -91,7 +116,20 @@ class FolderCamera:
             raise EndOfStreamError(f"end of {self._settings.uri}", "set camera.loop to go on")
         now_ns = self._clock.mono_ns()
         self._due_ns = max(self._due_ns + round(1e9 / self._settings.fps), now_ns)
+        self._spoil()
         return self._read(path, now_ns)
+
+    def _spoil(self) -> None:
+        """What the options want to go wrong with this exposure."""
+        self._exposures += 1
+        if self._exposures in self._restart:
+            self._seq = 0
+        if self._exposures in self._drop:
+            self._seq += 1
+            raise CameraTimeoutError("this exposure is dropped", "see camera.options.drop")
+        if self._exposures in self._torn:
+            self._seq += 1
+            raise TornFrameError("this frame is torn", "see camera.options.torn", self._seq)
 
     def _advance(self) -> Path | None:
         if self._next >= len(self._files) and self._settings.loop:
@@ -109,3 +147,7 @@ class FolderCamera:
             raise CameraError(error.what, error.remedy) from error
         utc_ns = self._clock.utc_ns() - (self._clock.mono_ns() - t_mono_ns)
         return Frame(image, self._seq, self._settings.camera_id, path.name, t_mono_ns, utc_ns)
+
+
+def _numbers(text: str) -> frozenset[int]:
+    return frozenset(int(number) for number in text.split(",") if number)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.commands import Answer, Command
 from metal_edge.daemon.decision import Evidence, Reason, Rules, decide
-from metal_edge.daemon.gate import make_trigger
+from metal_edge.daemon.reject_gate import make_trigger
 from metal_edge.daemon.triggers import Offer, TriggerQueue
 from metal_edge.domain import Decision, Trigger
 from metal_edge.settings import CameraMode, GateSettings

@@ -12,13 +12,14 @@ from dataclasses import replace
 from itertools import count
 
 from metal_edge.daemon.cameras import CameraError
-from metal_edge.daemon.decision import Evidence, Reason, decide, join
+from metal_edge.daemon.decision import Evidence, Reason, decide
 from metal_edge.daemon.grabber import Outcome, Shot
 from metal_edge.daemon.heart import Heart, Vitals
 from metal_edge.daemon.line_parts import Parts
 from metal_edge.daemon.line_requests import Requests
 from metal_edge.daemon.line_state import LineState
 from metal_edge.daemon.model import Models
+from metal_edge.daemon.part_in_hand import PartInHand
 from metal_edge.daemon.transitions import Event, State
 from metal_edge.daemon.view_worker import ViewWorker
 from metal_edge.domain import Decision, Trigger
@@ -130,46 +131,21 @@ class Inspector:
         if self.state.now is State.DISARMED:
             self.answer(trigger, Reason.DISARMED)
             return
-        asked_ns = self._clock.mono_ns()
-        left_s = (trigger.deadline_mono_ns - asked_ns) / 1e9
-        if left_s <= 0:
+        if self._clock.mono_ns() >= trigger.deadline_mono_ns:
             self.answer(trigger, Reason.DEADLINE_MISSED)
             return
-        ends_ns = []
-        number = next(self._shots)
-        for worker, timeout_s in zip(self.workers, self._timeouts_s, strict=True):
-            patience_s = min(left_s, timeout_s)
-            worker.ask(Shot(number, trigger.part_id, patience_s, trigger=True), asked_ns)
-            ends_ns.append(asked_ns + round(patience_s * 1e9))
-        self.report(trigger, self._collect(trigger, ends_ns))
-
-    def _collect(self, trigger: Trigger, ends_ns: Sequence[int]) -> list[Evidence]:
-        """What each view gives; examined as it comes, so that a stalled one holds up none."""
-        found: dict[int, Evidence] = {}
+        part = PartInHand(trigger, self.workers, self._timeouts_s, self._clock)
+        part.ask(next(self._shots))
         while True:
-            for place, worker in enumerate(self.workers):
-                if place in found or (outcome := worker.outcome()) is None:
-                    continue
-                evidence = worker.seen(outcome)
-                found[place] = worker.examine(evidence, trigger.deadline_mono_ns)
+            examined = part.examine_next()
+            if not examined:
+                part.give_up(self._stop_is_due(self._clock.mono_ns()))
+            if part.complete:
                 break
-            else:
-                waiting = [place for place in range(len(self.workers)) if place not in found]
-                now_ns = self._clock.mono_ns()
-                stop = self._stop_is_due(now_ns)
-                for place in waiting:
-                    if stop or now_ns >= ends_ns[place]:
-                        fault = Reason.SHUTTING_DOWN if stop else Reason.NO_FRAME
-                        found[place] = self.workers[place].silent(fault)
-                if len(found) == len(self.workers):
-                    return [self._one_of_several(found[place]) for place in sorted(found)]
-                self.wait(min(ends_ns[place] for place in waiting if place not in found))
+            if not examined:
+                self.wait(part.next_end_ns)
             self.breathe()
-
-    def _one_of_several(self, evidence: Evidence) -> Evidence:
-        if len(self.workers) > 1 and evidence.fault is Reason.NO_FRAME:
-            return replace(evidence, fault=Reason.VIEW_MISSING)
-        return evidence
+        self.report(part.decide(), part.evidence)
 
     def _stop_is_due(self, now_ns: int) -> bool:
         if not self.stopping():
@@ -217,35 +193,23 @@ class Inspector:
             evidence = replace(evidence, fault=fault)
         else:
             evidence = worker.examine(evidence, trigger.deadline_mono_ns)
-        self.report(trigger, [evidence])
+        self.report(decide(trigger, evidence, worker.view.rules, self._clock.mono_ns()), [evidence])
 
     def answer(self, trigger: Trigger, fault: Reason) -> None:
         """`unknown`, without a look."""
-        ids = [worker.view.camera_id for worker in self.workers]
-        camera_id = ids[0] if len(ids) == 1 else None
-        self.report(trigger, [Evidence(fault=fault, camera_id=camera_id)])
+        camera_id = self.workers[0].view.camera_id if len(self.workers) == 1 else None
+        evidence = Evidence(fault=fault, camera_id=camera_id)
+        rules = self.workers[0].view.rules
+        self.report(decide(trigger, evidence, rules, self._clock.mono_ns()), [])
 
-    def report(self, trigger: Trigger, evidence: Sequence[Evidence]) -> None:
-        """Decides, and tells the world; bookkeeping comes after that."""
-        decision = self.state.release(self._decide(trigger, evidence))
+    def report(self, decision: Decision, evidence: Sequence[Evidence]) -> None:
+        """Tells the world; bookkeeping comes after that."""
+        decision = self.state.release(decision)
         wanted = self._requests.wants_pictures() and any(e.frame is not None for e in evidence)
         told = self.parts.reporter.report(decision)
         if wanted:
             self._requests.taken(told)
         self.parts.publisher.pump()
-
-    def _decide(self, trigger: Trigger, evidence: Sequence[Evidence]) -> Decision:
-        now_ns = self._clock.mono_ns()
-        if len(evidence) < len(self.workers):  # one reason for the whole part
-            return decide(trigger, evidence[0], self.workers[0].view.rules, now_ns)
-        decisions = [
-            decide(trigger, one, worker.view.rules, now_ns)
-            for one, worker in zip(evidence, self.workers, strict=True)
-        ]
-        if len(decisions) == 1:
-            return decisions[0]
-        expected = [worker.view.camera_id for worker in self.workers]
-        return join(trigger, decisions, expected, now_ns)
 
     def _vitals(self) -> Vitals:
         """How this thread and its cameras are doing."""

@@ -16,9 +16,9 @@ from metal_edge.daemon.cameras import (
 )
 from metal_edge.daemon.decision import Reason
 from metal_edge.daemon.exposures import ExposureCounter
-from metal_edge.daemon.gate import make_trigger
 from metal_edge.daemon.grabber import Outcome
 from metal_edge.daemon.inspector import GRACE_NS, SLICE_NS, Inspector
+from metal_edge.daemon.reject_gate import make_trigger
 from metal_edge.domain import Trigger
 
 log = logging.getLogger(__name__)

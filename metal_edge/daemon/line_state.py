@@ -18,6 +18,7 @@ class LineState:
         self._lock = threading.Lock()
         self._state = State.STARTING
         self._disarmed_because = ""
+        self._disarm_when_ready = False
 
     @property
     def now(self) -> State:
@@ -35,12 +36,17 @@ class LineState:
         return self._disarmed_because
 
     def tell(self, event: Event, because: str = "") -> State:
-        """What happened; gives the new state."""
+        """What happened; gives the new state. A `disarm` during the start counts from then on."""
         with self._lock:
             before, self._state = self._state, next_state(self._state, event)
-            after = self._state
             if event is Event.DISARM:
                 self._disarmed_because = because
+            if self._state is State.STARTING and event in (Event.DISARM, Event.ARM):
+                self._disarm_when_ready = event is Event.DISARM
+            if event is Event.READY and self._disarm_when_ready:
+                self._state = next_state(self._state, Event.DISARM)
+                self._disarm_when_ready = False
+            after = self._state
         if after is not before:
             log.info("the line goes from %s to %s (%s)", before.value, after.value, event.value)
         return after

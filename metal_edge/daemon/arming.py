@@ -18,10 +18,9 @@ from metal_edge.daemon.line import Line, Parts, StopFlag
 from metal_edge.daemon.line_commands import register
 from metal_edge.daemon.messages import config_payload, model_payload, state_payload
 from metal_edge.daemon.model import Models, View
-from metal_edge.daemon.outbox import Outbox
 from metal_edge.daemon.proving import DEFAULT, prove, release
 from metal_edge.daemon.publisher import Publisher
-from metal_edge.daemon.records import open_outbox
+from metal_edge.daemon.records import Records, open_records
 from metal_edge.daemon.reporter import Reporter
 from metal_edge.daemon.sdnotify import Notifier
 from metal_edge.daemon.triggers import TriggerQueue
@@ -76,9 +75,10 @@ def arm(settings: LineSettings, tools: Tools, cleanup: ExitStack) -> Line | None
     if tools.stop.requested():
         return None
     tools.phase("connecting to the broker")
-    outbox = open_outbox(settings, tools.clock, os.environ, cleanup)
-    line, publisher = _connect(settings, tuple(views), proven.models, outbox, tools)
+    records = open_records(settings, tools.clock, os.environ, cleanup)
+    line, publisher = _connect(settings, tuple(views), proven.models, records, tools)
     cleanup.callback(_say_goodbye, line, publisher, tools.clock)
+    cleanup.callback(records.finish)  # the last events wait for their pictures
     identity, utc_ns = line.serving.identity, tools.clock.utc_ns()
     difference = proven.golden_difference[identity.camera_id]
     # Model and settings first: who sees `online` can look up what decides.
@@ -107,7 +107,7 @@ def _connect(
     settings: LineSettings,
     views: tuple[View, ...],
     models: Models,
-    outbox: Outbox,
+    records: Records,
     tools: Tools,
 ) -> tuple[Line, Publisher]:
     """Ties commands, queue, line and publisher together, and connects."""
@@ -119,14 +119,14 @@ def _connect(
         will=state_payload("offline", identity, None, ("connection lost",)),
         on_command=commands.handle,
         clock=tools.clock,
-        outbox=outbox,
+        outbox=records.outbox,
     )
     parts = Parts(
         settings=settings,
         views=views,
         models=models,
         publisher=publisher,
-        reporter=Reporter(publisher, identity, tools.clock),
+        reporter=Reporter(publisher, identity, tools.clock, records.pictures),
         queue=TriggerQueue(settings.decision.trigger_queue, bell),
         bell=bell,
         notifier=tools.notifier,

@@ -32,6 +32,7 @@ from metal_edge.daemon.storage import (
     put_aside,
     what_is_wrong,
 )
+from metal_edge.domain import Verdict
 from metal_edge.errors import MetalEdgeError
 from metal_edge.files import write_bytes
 
@@ -76,6 +77,7 @@ class EvidenceStore:
         path: folder; made when the first picture comes.
         limits: the oldest parts give way.
         clock: its monotonic side decides; the wall clock only names damaged indexes.
+        keep: `none`, `reject` (what did not pass) or `all`; see `wants`.
         free_bytes: of the disk, to be left free.
         queue: parts that may wait; more are left out.
     """
@@ -86,12 +88,14 @@ class EvidenceStore:
         limits: Limits,
         clock: Clock,
         *,
+        keep: str = "all",
         free_bytes: int = FREE_BYTES,
         queue: int = QUEUE,
     ) -> None:
         self._path = path
         self._limits = limits
         self._clock = clock
+        self._keep_which = keep
         self._free_bytes = free_bytes
         self._queue = queue
         self._lock = threading.Lock()
@@ -112,6 +116,12 @@ class EvidenceStore:
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
+
+    def wants(self, verdict: Verdict) -> bool:
+        """Whether the settings ask for pictures of such parts. Others may be offered, too."""
+        if self._keep_which == "reject":
+            return verdict is not Verdict.PASS
+        return self._keep_which == "all"
 
     def offer(self, case: Case, done: Done) -> None:
         """Takes the pictures of one part, if there is room.

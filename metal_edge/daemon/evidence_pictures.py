@@ -18,6 +18,7 @@ import numpy as np
 import PIL.Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
+from metal_edge.daemon.decision import Evidence
 from metal_edge.domain import FloatMap, Image, Region
 from metal_edge.imaging import Crop, overlay
 
@@ -47,6 +48,25 @@ class Shown:
     crop: Crop | None = None
     threshold: float | None = None
     regions: Sequence[Region] = ()
+
+
+def shown_by(evidence: Evidence, crop: Crop | None) -> Shown | None:
+    """What a view's evidence has to show; None without a frame. Nothing is copied.
+
+    Args:
+        crop: of the model's preprocessing.
+    """
+    frame, seen, assessment = evidence.frame, evidence.inspection, evidence.assessment
+    if frame is None:
+        return None
+    return Shown(
+        camera_id=frame.camera_id,
+        image=frame.image,
+        anomaly_map=None if seen is None else seen.anomaly_map,
+        crop=crop,
+        threshold=None if assessment is None else assessment.rules.threshold,
+        regions=() if assessment is None else assessment.regions,
+    )
 
 
 def encode_frame(image: Image) -> bytes:

@@ -6,9 +6,11 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from metal_edge.daemon.clock import Clock
+from metal_edge.daemon.evidence import EvidenceStore
 from metal_edge.daemon.outbox import MemoryOutbox, Outbox
 from metal_edge.daemon.outbox_sqlite import SqliteOutbox
 from metal_edge.daemon.storage import Limits
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 
 # After the goodbye to the broker; the disk may hang.
 OUTBOX_GOODBYE_S = 0.5
+EVIDENCE_GOODBYE_S = 0.3
 HOUR_NS = 3_600_000_000_000
 
 
@@ -35,13 +38,33 @@ def state_folder(settings: LineSettings, environment: Mapping[str, str]) -> Path
     return Path(given.split(":")[0]) / f"{settings.station.station}-{mark}"
 
 
-def open_outbox(
+@dataclass(frozen=True, slots=True)
+class Records:
+    """`pictures` is None where there is no place for any."""
+
+    outbox: Outbox
+    pictures: EvidenceStore | None
+
+    def finish(self) -> None:
+        """Before the goodbye to the broker: the last pictures, whose events then still go out."""
+        if self.pictures is not None:
+            self.pictures.close(EVIDENCE_GOODBYE_S)
+
+
+def open_records(
+    settings: LineSettings, clock: Clock, environment: Mapping[str, str], cleanup: ExitStack
+) -> Records:
+    """Both, running; `cleanup` closes them. What is wrong with them is their problem."""
+    outbox = _open_outbox(settings, clock, environment, cleanup)
+    return Records(outbox, _open_evidence(settings, clock, environment, cleanup))
+
+
+def _open_outbox(
     settings: LineSettings, clock: Clock, environment: Mapping[str, str], cleanup: ExitStack
 ) -> Outbox:
-    """The line's outbox, running; `cleanup` closes it. What is wrong with it is its problem.
+    """The journal goes to systemd's runtime directory, which lies in memory.
 
-    The journal goes to systemd's runtime directory, which lies in memory and survives kill -9 and
-    restarts of the service: there no disk can hold up a decision.
+    It survives kill -9 there, and restarts of the service, and no disk can hold up a decision.
     """
     folder = state_folder(settings, environment)
     path = settings.outbox.path or (folder and folder / "outbox.sqlite")
@@ -63,3 +86,23 @@ def open_outbox(
     cleanup.callback(outbox.close, OUTBOX_GOODBYE_S)
     outbox.start()
     return outbox
+
+
+def _open_evidence(
+    settings: LineSettings, clock: Clock, environment: Mapping[str, str], cleanup: ExitStack
+) -> EvidenceStore | None:
+    """Even with `evidence.keep = "none"` a snapshot may ask for pictures."""
+    folder = state_folder(settings, environment)
+    path = settings.evidence.path or (folder and folder / "evidence")
+    if path is None:
+        if settings.evidence.keep != "none":
+            log.error("evidence.keep needs evidence.path or a state directory: nothing is kept")
+        return None
+    limits = Limits(
+        max_age_ns=round(settings.evidence.max_age_h * HOUR_NS),
+        max_bytes=round(settings.evidence.max_mb * 1e6),
+    )
+    store = EvidenceStore(path, limits, clock, keep=settings.evidence.keep)
+    cleanup.callback(store.close, EVIDENCE_GOODBYE_S)
+    store.start()
+    return store

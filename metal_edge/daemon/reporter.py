@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from metal_edge.daemon.clock import Clock, ClockState
+from metal_edge.daemon.evidence import Case, EvidenceStats, EvidenceStore
+from metal_edge.daemon.evidence_pictures import Shown
 from metal_edge.daemon.messages import Identity, Now, decision_payload
 from metal_edge.daemon.publisher import Publisher
 from metal_edge.domain import Decision
@@ -21,8 +24,15 @@ class Reporter:
     `identity` and `clock_state` go with every decision; the deciding thread changes them.
     """
 
-    def __init__(self, publisher: Publisher, identity: Identity, clock: Clock) -> None:
+    def __init__(
+        self,
+        publisher: Publisher,
+        identity: Identity,
+        clock: Clock,
+        pictures: EvidenceStore | None = None,
+    ) -> None:
         self._publisher = publisher
+        self._pictures = pictures
         self.identity = identity
         self._clock = clock
         self._lock = threading.Lock()
@@ -40,8 +50,19 @@ class Reporter:
         with self._lock:
             return {verdict: self._counts[verdict] for verdict in ("pass", "reject", "unknown")}
 
-    def report(self, decision: Decision) -> Decision:
-        """Publishes the decision at once, then sees to its audit copy; gives it numbered."""
+    def pictures(self) -> EvidenceStats:
+        """How the keeping of pictures goes."""
+        return EvidenceStats(0, 0, 0, None) if self._pictures is None else self._pictures.stats()
+
+    def report(
+        self, decision: Decision, shown: Sequence[Shown] = (), keep: bool = False
+    ) -> Decision:
+        """Publishes the decision at once, then sees to its audit copy; gives it numbered.
+
+        Args:
+            shown: what the views saw; nobody may change these pictures afterwards.
+            keep: the pictures are wanted whatever the settings say.
+        """
         with self._lock:  # the numbers on the wire must come in order
             self._seq += 1
             decision = replace(decision, seq=self._seq)
@@ -50,9 +71,18 @@ class Reporter:
             payload = decision_payload(decision, self.identity, now, self.clock_state)
             # First the note, then the word: no decision that somebody heard lacks its event, not
             # even if this process dies in between. `null`: nobody knows whether it was heard.
-            self._publisher.begin_event({**payload, "decision_sent": None})
+            self._publisher.begin_event({**payload, "decision_sent": None, "evidence": None})
             sent = self._publisher.decision(payload)
-        self._publisher.event({**payload, "decision_sent": sent})
+        event = {**payload, "decision_sent": sent, "evidence": None}
+        store = self._pictures
+        if store is not None and shown and (keep or store.wants(decision.verdict)):
+            # The event follows when its pictures are on the disk, or are given up.
+            store.offer(
+                Case(payload, shown),
+                lambda names: self._publisher.event({**event, "evidence": names}),
+            )
+        else:
+            self._publisher.event(event)
         log.info(
             "seq=%d part=%s trigger=%s frame=%s verdict=%s reason=%s score=%s sent=%s ms=%.1f",
             decision.seq,

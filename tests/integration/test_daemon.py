@@ -58,7 +58,7 @@ def test_a_decision_says_when_by_what_and_for_whom(start: StartDaemon, listener:
     event = listener.wait("event")
     assert event.qos == 1
     assert uuid.UUID(event.data["event_id"]).version == 5
-    assert {**data, "decision_sent": True} == event.data
+    assert {**data, "decision_sent": True, "evidence": None} == event.data
 
 
 def test_birth_model_and_config_are_retained_and_heartbeats_go_on(

@@ -35,12 +35,14 @@ class Vitals:
         last_frame_ns: when a camera last gave one; of several, the one silent for longest.
         frames_dropped: in free run, frames that nobody had time for.
         triggers_lost: exposures of a wired trigger that gave no frame.
+        notes: what is wrong, but does not keep it from inspecting.
     """
 
     faults: tuple[str, ...]
     last_frame_ns: int | None
     frames_dropped: int
     triggers_lost: int
+    notes: tuple[str, ...] = ()
 
 
 class Heart:
@@ -104,7 +106,9 @@ class Heart:
 
     def _observe(self, health: BrokerHealth, vitals: Vitals) -> tuple[str, ...]:
         """Tells the state how things stand, and the world when that changes."""
-        problems = (*health.problems, *vitals.faults)
+        pictures = self._reporter.pictures().problem
+        evidence = () if pictures is None else (f"evidence: {pictures}",)
+        problems = (*health.problems, *evidence, *vitals.notes, *vitals.faults)
         event = Event.FAULT if vitals.faults else Event.PROBLEM if problems else Event.WELL
         state = self._state.tell(event)
         if state is State.DISARMED:
@@ -145,6 +149,7 @@ class Heart:
             "outbox_depth": health.events_waiting,
             "events_dropped": health.events_dropped,
             "decisions_dropped": health.decisions_dropped,
+            "evidence_left_out": self._reporter.pictures().left_out,
             "queue_depth": len(self._queue),
             "frames_dropped": vitals.frames_dropped,
             "triggers_lost": vitals.triggers_lost,

@@ -13,6 +13,7 @@ from itertools import count
 
 from metal_edge.daemon.cameras import CameraError
 from metal_edge.daemon.decision import Evidence, Reason, decide
+from metal_edge.daemon.evidence_pictures import Shown, shown_by
 from metal_edge.daemon.grabber import Outcome, Shot
 from metal_edge.daemon.heart import Heart, Vitals
 from metal_edge.daemon.line_parts import Parts
@@ -206,10 +207,19 @@ class Inspector:
         """Tells the world; bookkeeping comes after that."""
         decision = self.state.release(decision)
         wanted = self._requests.wants_pictures() and any(e.frame is not None for e in evidence)
-        told = self.parts.reporter.report(decision)
+        told = self.parts.reporter.report(decision, self._shown(evidence), keep=wanted)
         if wanted:
             self._requests.taken(told)
         self.parts.publisher.pump()
+
+    def _shown(self, evidence: Sequence[Evidence]) -> list[Shown]:
+        """What there is to be kept of a part: one piece of evidence per view, or none at all."""
+        views = [worker.view for worker in self.workers]
+        found = [
+            shown_by(one, view.bundle.manifest.preprocess.crop)
+            for one, view in zip(evidence, views, strict=False)
+        ]
+        return [shown for shown in found if shown is not None]
 
     def _vitals(self) -> Vitals:
         """How this thread and its cameras are doing."""
@@ -221,4 +231,6 @@ class Inspector:
         frames = [worker.last_frame_ns for worker in self.workers]
         known = [t for t in frames if t is not None]
         oldest = min(known) if len(known) == len(frames) else None
-        return Vitals(tuple(faults), oldest, self.frames_dropped, self.triggers_lost)
+        return Vitals(
+            tuple(faults), oldest, self.frames_dropped, self.triggers_lost, self.parts.notes()
+        )

@@ -139,11 +139,19 @@ class EvidencePart(_Part):
     overlay: Sha256 | None
 
 
+class EvidenceOfPart(EvidencePart):
+    """Of the first view that had a frame; of all of them where there are several."""
+
+    views: dict[str, EvidencePart] | None = Field(default=None, description="by camera_id")
+
+
 class EventPayload(DecisionPayload):
     """The audit copy of a decision; at least once, tell copies apart by `event_id`."""
 
-    decision_sent: bool = Field(description="false: the broker was away, nobody heard in time")
-    evidence: EvidencePart | None = None
+    decision_sent: bool | None = Field(
+        description="false: the broker was away, nobody heard in time; null: the daemon died then"
+    )
+    evidence: EvidenceOfPart | None = None
 
 
 class DecisionCounts(_Part):
@@ -172,6 +180,7 @@ class HeartbeatPayload(_Said):
     outbox_depth: Count
     events_dropped: Count
     decisions_dropped: Count
+    evidence_left_out: Count
     queue_depth: Count
     frames_dropped: Count
     triggers_lost: Count
@@ -200,6 +209,7 @@ class ModelPayload(_Said):
     """What decides, and the promise that its threshold carries; retained."""
 
     t_publish: Iso
+    recipe: str = Field(description="`default`, or a name in [recipes]")
     id: str
     version: str
     sha256: Sha256 = Field(description="of the whole bundle")
@@ -272,10 +282,15 @@ class RecipeAnswer(AnswerPayload):
     """`done`: the recipe in use, and what decides now."""
 
     recipe: str | None = None
+    model: ModelPart | None = None
 
 
 class GoldenAnswer(AnswerPayload):
     """`done`: the bundle in use reproduces its golden images."""
+
+    images: int | None = None
+    worst_difference: float | None = Field(default=None, description="of a score")
+    tolerance: float | None = None
 
 
 ANSWERS: dict[str, type[AnswerPayload]] = {

@@ -10,9 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import PIL.Image
 import pytest
 from support.broker import Broker, Listener, wait_until
 from support.daemon_process import STATION
+from support.wire import Wire
+
+from metal_edge.daemon.evidence import INDEX
+from metal_edge.daemon.evidence_index import find
 
 if TYPE_CHECKING:
     from conftest import StartDaemon
@@ -183,3 +188,44 @@ def test_a_read_only_folder_degrades_the_line_from_the_start(
         listener.trigger(STATION, "t1", "good")
         assert listener.verdict("t1")["verdict"] == "pass"
         assert listener.wait("event").data["trigger_id"] == "t1"
+
+
+def test_pictures_of_parts_that_did_not_pass_are_named_by_their_events(
+    start: StartDaemon, listener: Listener, line: Path
+) -> None:
+    folder = line / "kept"
+    start(evidence={"keep": "reject", "path": "kept"}, **OUTBOX).armed(listener)
+    for part in ("good", "bad"):
+        listener.trigger(STATION, part, part)
+        listener.verdict(part)
+    bad = listener.wait("event", lambda h: h.data["part_id"] == "bad").data
+    good = listener.wait("event", lambda h: h.data["part_id"] == "good").data
+    assert good["evidence"] is None
+    raw = bad["evidence"]["raw"]
+    kept = PIL.Image.open(folder / raw[:2] / raw[2:4] / f"{raw}.png")
+    camera_saw = PIL.Image.open(line / "images" / "bad.png").convert("RGB")
+    assert kept.tobytes() == camera_saw.tobytes()
+    (look,) = find(folder / INDEX)
+    assert (look.part_id, look.event_id) == ("bad", bad["event_id"])
+    assert look.overlay is not None
+
+
+def test_a_snapshot_keeps_the_next_part_whatever_the_settings_say(
+    start: StartDaemon, listener: Listener, broker: Broker, line: Path
+) -> None:
+    daemon = start(environment={"STATE_DIRECTORY": str(line / "var")})
+    daemon.armed(listener)
+    with Wire(broker, "#") as wire:
+        reply = f"{STATION}/reply/me/snapshot"
+        wire.publish(f"{STATION}/cmd/snapshot", b"{}", response=reply, correlation=b"c")
+        # A command that comes later is carried out later.
+        wire.publish(f"{STATION}/cmd/arm", b"{}", response=f"{reply}/arm", correlation=b"c")
+        wire.wait("arm", 2)
+    listener.trigger(STATION, "t1", "good")
+    event = listener.wait("event").data
+    assert event["verdict"] == "pass"
+    assert event["evidence"]["raw"] is not None
+    listener.trigger(STATION, "t2", "good")
+    assert listener.wait("event", lambda h: h.data["trigger_id"] == "t2").data["evidence"] is None
+    (outbox,) = (line / "var").glob("station-*/outbox.sqlite")
+    assert outbox.is_file()

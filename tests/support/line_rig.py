@@ -243,6 +243,7 @@ class Rig:
     def end(self) -> None:
         """Asks the line to stop and waits until it has."""
         self.stop.request()
+        self.parts.bell.ring()
         self._thread.join(10)
         assert not self._thread.is_alive(), "the line does not stop"
 

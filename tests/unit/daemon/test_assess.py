@@ -297,7 +297,7 @@ class Brightness(AnomalyModel):
         return (target - reconstruction).abs()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.003, 0.02, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
 def test_the_reduction_reproduces_what_an_exported_graph_says(share: float, tmp_path: Path) -> None:
     side = 32
     config = ModelConfig(image_size=side, blur_sigma=1.0, weighting=False, score_share=share)

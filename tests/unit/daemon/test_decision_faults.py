@@ -79,10 +79,11 @@ class View:
 Fault = Callable[[View], None]
 
 
-def poisoned(value: float, row: int, column: int) -> Fault:
+def poisoned(value: float, rows: slice | int, columns: slice | int) -> Fault:
     def fault(view: View) -> None:
-        view.heat = view.heat.copy()
-        view.heat[row, column] = value
+        if view.heat.shape == MASK.shape:  # not where another fault took the map away
+            view.heat = view.heat.copy()
+            view.heat[rows, columns] = value
 
     return fault
 
@@ -122,7 +123,7 @@ FAULTS: dict[str, Fault] = {
     "nan where it is ignored": poisoned(math.nan, *IGNORED),
     "infinite where it is ignored": poisoned(math.inf, *IGNORED),
     "minus infinity": poisoned(-math.inf, 2, 2),
-    "a large hot area": lambda view: view.heat.__setitem__((slice(1, 3), slice(1, 3)), 0.8),
+    "a large hot area": poisoned(0.8, slice(1, 3), slice(1, 3)),
     "score not a number": with_(said=math.nan),
     "score minus infinity": with_(said=-math.inf),
     "score of another map": with_(said=0.2),

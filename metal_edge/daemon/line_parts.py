@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from metal_edge.daemon.bell import Bell
@@ -38,6 +39,7 @@ class Parts:
         views: in the settings' order, cameras open.
         models: by camera_id, what the views serve with at the start.
         bell: wakes the deciding thread; the queue rings it.
+        notes: problems that do not keep the line from inspecting, asked at each heartbeat.
     """
 
     settings: LineSettings
@@ -50,3 +52,4 @@ class Parts:
     notifier: Notifier
     clock: Clock
     stop: StopFlag
+    notes: Callable[[], tuple[str, ...]] = tuple

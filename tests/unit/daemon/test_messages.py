@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.schemas import complaints
 
@@ -36,6 +36,7 @@ floats = st.floats()
 durations = st.floats(0) | st.just(float("nan"))
 
 
+@example(*[float("nan")] * 4, 0)
 @given(floats, floats, floats, durations, st.integers(0, 2**62))
 def test_a_decision_is_json_whatever_its_numbers(
     score: float, threshold: float, peak: float, latency: float, utc_ns: int

@@ -226,6 +226,7 @@ JOINING: dict[str, Callable[[list[Decision]], list[Decision]]] = {
         *views[1:],
     ],
 }
+REMOVING = {"one missing", "all missing", "one instead of another"}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -241,7 +242,8 @@ def test_views_that_do_not_fit_together_never_pass(name: str, count: int) -> Non
 @given(st.lists(st.sampled_from(sorted(JOINING)), min_size=1, max_size=3), st.integers(1, 3))
 def test_misfits_do_not_redeem_each_other(names: list[str], count: int) -> None:
     views = [View(camera).decide() for camera in NAMES[:count]]
-    for name in names:
+    # What takes views away comes first, or it could take away another misfit.
+    for name in sorted(names, key=lambda name: name not in REMOVING):
         if views:
             views = JOINING[name](views)
     assert join(TRIGGER, views, NAMES[:count], NOW).verdict is not Verdict.PASS

@@ -85,6 +85,10 @@ class Broker:
         assert self._process is not None
         self._process.wait(10)
 
+    def reload(self) -> None:
+        """Reads password file and ACL again."""
+        self._signal(signal.SIGHUP)
+
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
 
@@ -170,12 +174,17 @@ class Listener:
         self.command(station, json.dumps(payload).encode(), trigger_id.encode())
 
     def command(
-        self, station: str, payload: bytes, correlation: bytes, response: str = "replies"
+        self,
+        station: str,
+        payload: bytes,
+        correlation: bytes,
+        response: str = "replies",
+        verb: str = "trigger",
     ) -> None:
         properties = Properties(PacketTypes.PUBLISH)
         properties.ResponseTopic = response
         properties.CorrelationData = correlation
-        info = self._client.publish(f"{station}/cmd/trigger", payload, qos=1, properties=properties)
+        info = self._client.publish(f"{station}/cmd/{verb}", payload, qos=1, properties=properties)
         info.wait_for_publish(10)
 
     def wipe(self) -> None:

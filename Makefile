@@ -16,6 +16,7 @@
 #   make test-kernels   emulation with sanitizers, PTX interpreter, plugin, mutations; says what it skips
 #   make kernels-evidence   registers, occupancy, bytes, rooflines
 # One boots a machine with a systemd of its own, as root, and runs the service there, half a minute:
+#   make test-cameras   pylon, GigE Vision, RTSP, GStreamer without hardware (Debian, Ubuntu)
 #   make test-systemd   start, watchdog, credentials, sandbox, reload, stop; says what it skips
 # One puts a whole line under every fault of the table, about 10 minutes (FAST=1: the quick ones):
 #   make test-faults   kills, hangs, partitions, bad cameras, full disks: report (WRITE=1 for docs/faults.md)
@@ -30,7 +31,7 @@ SEEDS ?= 3
 THREADS ?= 2
 DOCS ?= docs
 
-.PHONY: test-faults device-check test-kernels kernels-evidence help setup demo test check format clean results ablation maps opinions synthetic bench test-tensorrt test-systemd
+.PHONY: test-cameras test-faults device-check test-kernels kernels-evidence help setup demo test check format clean results ablation maps opinions synthetic bench test-tensorrt test-systemd
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -98,6 +99,11 @@ test-tensorrt: setup
 test-kernels: setup
 	bash tools/kernels/packages.sh
 	$(BIN)/pytest -q -rs --durations=10 --timeout=1800 tests/kernels
+
+# Aravis, GStreamer and their bindings by apt, pypylon by pip; what cannot be had is skipped.
+test-cameras: setup
+	bash tools/cameras/packages.sh $(VENV)
+	$(BIN)/pytest -q -rs --durations=5 tests/cameras
 
 # The first time debootstrap fetches a minimal system (300 MB below build/, about two minutes).
 test-systemd: setup

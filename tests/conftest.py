@@ -11,7 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 # Collected only when asked for by path: 100 MB of proprietary wheels; compilers and interpreters; a
 # booted machine; minutes of faults.
-ASKED_FOR = tuple(HERE / name for name in ("tensorrt", "kernels", "systemd", "faults"))
+ASKED_FOR = tuple(HERE / name for name in ("tensorrt", "kernels", "systemd", "faults", "cameras"))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

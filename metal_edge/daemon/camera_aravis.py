@@ -167,9 +167,12 @@ class AravisSource:
 
     def _exposure(self, buffer: Any) -> Exposure:
         now_ns = self._clock.mono_ns()
-        seq = self._counter.number(buffer.get_frame_id())
         status = buffer.get_status()
-        if status != self._aravis.BufferStatus.SUCCESS:
+        whole = status == self._aravis.BufferStatus.SUCCESS
+        # Without its first packet a frame has no number; it is the one after the last.
+        numbered = whole or buffer.get_frame_id() != 0
+        seq = self._counter.number(buffer.get_frame_id()) if numbered else None
+        if not whole:
             raise TornFrameError(
                 f"camera {self._name}: {status.value_nick}",
                 "check cable, network card and packet size",

@@ -186,6 +186,25 @@ def _given(context: typer.Context) -> list[str]:
     return [option for option in given if option.startswith("--")]
 
 
+@app.command(epilog="Example: metal-edge evidence /var/lib/metal-edge/press1 --since 12h")
+def evidence(
+    path: Annotated[Path, typer.Argument(help="folder of evidence.path")],
+    part: Annotated[str | None, typer.Option("--part", help="only this part id")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="90m, 12h, 3d, or a moment in ISO 8601")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="folder to copy the pictures to")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="of the newest")] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the pictures that the daemon kept of parts, newest first."""
+    from metal_edge.cli.evidence import run_evidence
+
+    run_evidence(path, part, since, out, as_json, limit)
+
+
 @app.command(epilog="Example: metal-edge run --config /etc/metal-edge/line1.toml")
 def run(
     config: Annotated[

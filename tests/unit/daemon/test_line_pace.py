@@ -16,10 +16,15 @@ from metal_edge.daemon.cameras import (
 )
 
 
-def hardware(timeout_s: float = 1, **sections: object) -> Rig:
-    rig = Rig(camera={"mode": "hardware", "timeout_s": timeout_s}, **sections)
+def paced(mode: str, timeout_s: float = 1, **sections: object) -> Rig:
+    """A line whose camera gives nothing but what the test puts into it."""
+    rig = Rig(camera={"mode": mode, "timeout_s": timeout_s}, **sections)
     rig.camera.always = None
     return rig
+
+
+def hardware(timeout_s: float = 1, **sections: object) -> Rig:
+    return paced("hardware", timeout_s, **sections)
 
 
 def seen(rig: Rig, *seqs: int, level: int = GOOD) -> None:
@@ -152,8 +157,7 @@ def test_stopping_answers_the_exposures_that_wait_in_the_camera() -> None:
 
 
 def test_free_run_answers_each_frame_and_counts_those_it_had_no_time_for() -> None:
-    with Rig(camera={"mode": "latest"}) as rig:
-        rig.camera.always = None
+    with paced("latest") as rig:
         seen(rig, 1, 2)
         seen(rig, 7, level=BAD)
         assert [v for _, v, _ in rig.verdicts(3)] == ["pass", "pass", "reject"]
@@ -161,26 +165,25 @@ def test_free_run_answers_each_frame_and_counts_those_it_had_no_time_for() -> No
 
 
 def test_silence_in_free_run_is_unknown_and_a_fault() -> None:
-    with Rig(camera={"mode": "latest", "timeout_s": 0.1}) as rig:
-        rig.camera.always = None
+    with paced("latest", timeout_s=0.1) as rig:
         assert rig.verdicts(1) == [("free-1", "unknown", "no_frame")]
         rig.beat(lambda b: b["problems"] == ["camera"], "the camera as a problem")
 
 
 def test_a_camera_that_hangs_in_free_run_is_unknown_and_the_heart_beats_on() -> None:
-    with Rig(camera={"mode": "latest", "timeout_s": 0.1}) as rig:
+    with paced("latest", timeout_s=0.1) as rig:
         stuck = threading.Event()
         rig.camera.script.put(stuck)
         rig.beat(lambda b: not b["healthy"], "an unhealthy heartbeat")
         assert rig.verdicts(1)[0][1:] == ("unknown", "camera_failed")
+        rig.camera.always = GOOD
         stuck.set()
         wait_until(lambda: rig.decisions[-1]["verdict"] == "pass", "a pass")
 
 
 def test_pictures_at_their_end_end_the_line() -> None:
     for mode in ("latest", "hardware"):
-        with Rig(camera={"mode": mode}) as rig:
-            rig.camera.always = None
+        with paced(mode) as rig:
             seen(rig, 1)
             rig.camera.script.put(EndOfStreamError("the end", ""))
             rig.join()

@@ -90,8 +90,9 @@ def test_models_are_swapped_between_two_parts(mode: str) -> None:
 
 
 def test_models_are_swapped_while_no_part_comes() -> None:
-    with Rig(camera={"mode": "hardware"}) as rig:
-        rig.camera.always = None
+    rig = Rig(camera={"mode": "hardware"})
+    rig.camera.always = None
+    with rig:
         back = HandedBack()
         rig.line.replace_models({"cam0": model(LevelRunner(), recipe="other")}, back)
         wait_until(lambda: back.models, "the old models")
@@ -99,8 +100,9 @@ def test_models_are_swapped_while_no_part_comes() -> None:
 
 
 def test_the_part_in_hand_is_judged_by_the_old_model() -> None:
-    with Rig() as rig:
-        rig.camera.always = None
+    rig = Rig()
+    rig.camera.always = None
+    with rig:
         back = HandedBack()
         rig.trigger("t1")
         wait_until(lambda: rig.camera.triggered, "the part to be in hand")

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MAX_PACKET = 65_536
 # QoS 1 messages waiting in paho; only answers to commands can come near.
 MAX_QUEUED = 1000
+DISCONNECT_WITH_WILL = 4  # MQTT 5, 3.14.2.1
 CLOSED = "Unspecified error"  # paho's word for a socket that was closed on us
 
 
@@ -79,6 +80,28 @@ def _send_at_once(_client: paho.Client, _data: Any, sock: Any) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+class _Client(paho.Client):
+    """paho's thread ends on an exception in paho itself, and `is_connected()` stays true.
+
+    Attributes:
+        on_end: called when the thread ends, for whatever reason.
+    """
+
+    on_end: Callable[[], None]
+
+    def loop_forever(
+        self, timeout: float = 1.0, retry_first_connection: bool = False
+    ) -> MQTTErrorCode:
+        """What `loop_start` runs in its thread."""
+        try:
+            return super().loop_forever(timeout, retry_first_connection)
+        except Exception:
+            log.exception("the MQTT client broke; the connection is given up")
+            return MQTTErrorCode.MQTT_ERR_UNKNOWN
+        finally:
+            self.on_end()
+
+
 class Connection:
     """One paho client, used for one connection.
 
@@ -107,8 +130,10 @@ class Connection:
         self._answered = threading.Event()
         self._refusal: str | None = "no answer"
         self._socket_fault: str | None = None
+        # True once a CONNECT packet was sent, whatever became of it.
+        self.reached = False
         self._lost = threading.Event()
-        self._client = paho.Client(
+        self._client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             protocol=paho.MQTTv5,
@@ -117,6 +142,7 @@ class Connection:
         self._client.will_set(
             will.topic, will.payload, will.qos, will.retain, _publish_properties(will)
         )
+        self._client.on_end = self._lost.set
         self._client.connect_timeout = settings.connect_timeout_s
         self._client.max_queued_messages_set(MAX_QUEUED)
         self._client.on_socket_open = _send_at_once
@@ -153,6 +179,7 @@ class Connection:
             )
         except (OSError, ValueError) as error:
             raise self._unavailable(f"cannot be reached ({error})", _remedy(error)) from error
+        self.reached = True
         self._client.loop_start()
         self._answered.wait(self._settings.connect_timeout_s)
         self._client.on_log = None  # paho would go on to format a line for every packet
@@ -174,9 +201,12 @@ class Connection:
         )
         return info.mid if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
 
-    def disconnect(self) -> None:
-        """Says goodbye, which cancels the will, and closes."""
-        self._client.disconnect()
+    def disconnect(self, *, with_will: bool = False) -> None:
+        """Says goodbye, which cancels the will unless it is asked for, and closes."""
+        reason = None
+        if with_will:
+            reason = ReasonCode(PacketTypes.DISCONNECT, identifier=DISCONNECT_WITH_WILL)
+        self._client.disconnect(reason)
         self._lost.wait(0.3)
         self.close()
 

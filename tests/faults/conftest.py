@@ -119,15 +119,14 @@ def cable() -> Iterator[Cable]:
 
 
 @pytest.fixture
-def cabled(cable: Cable, tmp_path: Path) -> Iterator[Broker]:
+def cabled(cable: Cable, tmp_path: Path) -> Broker:
     """A broker that listens on loopback and at the near end of the cable, on the same port."""
     if find_mosquitto() is None:
         pytest.skip("mosquitto is not installed")
     (tmp_path / "broker").mkdir()
     broker = Broker(tmp_path / "broker")
     broker.also(f"listener {broker.port} {cable.address}")
-    with broker:
-        yield broker
+    return broker
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -45,21 +45,27 @@ class Audit:
 
 
 class Tail:
-    """Complete JSON lines of a growing file, read once each."""
+    """Complete lines of a growing file, read once each; JSON, unless `plain`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, plain: bool = False) -> None:
         self._path = path
+        self._plain = plain
         self._offset = 0
-        self._lines: list[dict[str, Any]] = []
+        self._lines: list[Any] = []
 
-    def lines(self) -> list[dict[str, Any]]:
+    def count(self, text: str) -> int:
+        """Lines of a plain file that hold this text."""
+        return sum(text in line for line in self.lines())
+
+    def lines(self) -> list[Any]:
         if self._path.exists():
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read()
             whole = data[: data.rfind(b"\n") + 1]
             self._offset += len(whole)
-            self._lines += [json.loads(text) for text in whole.splitlines()]
+            texts = whole.decode("utf-8").splitlines()
+            self._lines += texts if self._plain else [json.loads(text) for text in texts]
         return self._lines
 
 
@@ -76,8 +82,7 @@ class Rig:
     """Args:
     folder: for everything that the run leaves.
     stack: ends the processes.
-    broker: the line's own; a plain one if None.
-    recorder: who hears everything; on `broker` if None.
+    broker: the line's own, not yet started; a plain one if None.
     package: folder to import metal_edge from instead of this checkout, for mutants.
     model_fault: see tests/support/tiny_bundle.py.
     """
@@ -88,7 +93,6 @@ class Rig:
         stack: ExitStack,
         *,
         broker: Broker | None = None,
-        recorder: Listener | None = None,
         package: Path | None = None,
         model_fault: str = "",
     ) -> None:
@@ -103,9 +107,11 @@ class Rig:
         (plugin / "entry_points.txt").write_text(ENTRY_POINT)
         if broker is None:
             (folder / "broker").mkdir()
-            broker = stack.enter_context(Broker(folder / "broker"))
-        self.broker = broker
-        self.recorder = recorder or stack.enter_context(Listener(broker, retry_s=0.05))
+            broker = Broker(folder / "broker")
+        self.broker = stack.enter_context(broker)
+        # At QoS 0 it never writes, so it reads to the last byte of a broker that was killed, and
+        # the broker keeps nothing back for it.
+        self.recorder = stack.enter_context(Listener(broker, retry_s=0.05, qos=0))
         self.config = folder / "line.toml"
         self.runs: list[Run] = []
         self._plcs: list[subprocess.Popen[bytes]] = []
@@ -250,6 +256,10 @@ class Rig:
     def caused(self, cause: str, since_ns: int) -> int:
         return sum(g["cause"] == cause and g["t_ns"] > since_ns for g in self.gate())
 
+    def passes(self, since_ns: int) -> int:
+        """Parts that came after `since_ns` and passed."""
+        return sum(g["gate"] == "pass" and g["t_ns"] > since_ns for g in self.gate())
+
     def wait_reason(self, reason: str, timeout_s: float = 15.0) -> None:
         """A decision for this reason was heard."""
         self.recorder.wait("decision", lambda h: h.data["reason"] == reason, timeout_s)
@@ -258,11 +268,19 @@ class Rig:
         """The daemon's state names a problem that begins so."""
         self.recorder.wait("state", lambda h: names(h.data, problem), timeout_s)
 
-    def recovery_s(self, since_ns: int, timeout_s: float) -> float:
-        """Waits for a part that came after `since_ns` and passed; how long after that it came."""
+    def first_ns(self, cause: str, since_ns: int) -> int:
+        """When the first part after `since_ns` came that was rejected for `cause`."""
+        times = (g["t_ns"] for g in self.gate() if g["cause"] == cause and g["t_ns"] > since_ns)
+        return int(min(times))
+
+    def recovery_s(self, since_ns: int, timeout_s: float, after_ns: int | None = None) -> float:
+        """Waits for a part that passed, the first that came after `after_ns` (`since_ns` if not
+        given), and says how long after `since_ns` that was.
+        """
+        after = since_ns if after_ns is None else after_ns
 
         def first() -> float | None:
-            later = (g for g in self.gate() if g["t_ns"] > since_ns and g["gate"] == "pass")
+            later = (g for g in self.gate() if g["t_ns"] > after and g["gate"] == "pass")
             part = next(later, None)
             return None if part is None else max((part["t_ns"] - since_ns) / NS, 1e-6)
 
@@ -283,10 +301,10 @@ class Rig:
 
     def _wait_for_events(self) -> None:
         end = time.monotonic() + EVENTS_S
-        while self._lost_events() and time.monotonic() < end:
+        while self.lost_events() and time.monotonic() < end:
             time.sleep(0.1)  # bounded by EVENTS_S; what is still missing then is lost
 
-    def _lost_events(self) -> list[str]:
+    def lost_events(self) -> list[str]:
         """Numbers that a session gave to a decision and of which no event was ever heard."""
         heard: dict[str, set[int]] = defaultdict(set)
         given: dict[str, int] = defaultdict(int)
@@ -326,9 +344,9 @@ class Rig:
             passed=sum(line["gate"] == "pass" for line in gate),
             uninspected=uninspected(passages, self._exposures(), words, self._lives()),
             escapes=[p.part_id for p in passages if p.passed and is_bad(p.part_id)],
-            lost_events=self._lost_events(),
+            lost_events=self.lost_events(),
             repeated_events=sum(n - 1 for n in events.values()),
-            stale_decisions=sum(_age_s(h) > 1.5 for h in self.recorder.all("decision")),
+            stale_decisions=sum(age_s(h) > 1.5 for h in self.recorder.all("decision")),
             causes=dict(Counter(line["cause"] for line in gate)),
             broken_rules=broken,
         )
@@ -381,6 +399,6 @@ def _passage(eye: dict[str, Any], line: dict[str, Any] | None) -> Passage:
     )
 
 
-def _age_s(heard: Any) -> float:
+def age_s(heard: Any) -> float:
     """How old a message was when it came; both clocks are this host's."""
     return heard.at + (time.time() - time.monotonic()) - heard.data["t_publish_ns"] / 1e9

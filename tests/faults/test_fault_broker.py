@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
 from conftest import MakeRig, Trial
 from fault_network import Cable
-from rig import Rig
+from rig import Rig, Tail, age_s
 from support.broker import Broker, wait_until
+from support.tiny_bundle import write_image
 
 # Reconnection backs off from 1 to 5 s with jitter, on both sides; then three heartbeats.
 BACK_S = 10.0
@@ -119,3 +121,40 @@ def test_network_bad(make_rig: MakeRig, trial: Trial, cable: Cable, cabled: Brok
     trial.recovered(rig.recovery_s(time.monotonic_ns(), 40))
     rig.wait_parts(10)
     trial.judge(rig.finish())
+
+
+@pytest.mark.fault(
+    "broker away for an hour",
+    "free run: as many decisions as an hour brings at one a second, 3600, within a minute",
+    limit_s=BACK_S,
+    seen="`outbox-in-memory`",
+)
+@pytest.mark.timeout(300)
+def test_an_hour_away(rig: Rig, trial: Trial, fast: bool) -> None:
+    """Time itself does nothing here: what an hour brings is decisions that nobody takes."""
+    missed = 400 if fast else 3600
+    trial.row.how = trial.row.how.replace("3600", str(missed))
+    (rig.folder / "pictures").mkdir()
+    for number in range(3):
+        write_image(rig.folder / "pictures" / f"{number}.png", 40 + number)
+    folder = {"kind": "folder", "uri": str(rig.folder / "pictures"), "mode": "latest"}
+    rig.settings(camera={**folder, "fps": 200, "loop": True, "options": {}})
+    daemon = rig.start_daemon()
+    rig.recorder.wait("decision", timeout_s=30)
+    rig.broker.kill()
+    away = Tail(rig.folder / "daemon-0.stderr", plain=True)
+    wait_until(lambda: away.count("sent=False") >= missed, "an hour's decisions", 120)
+    heard = len(rig.recorder.all("decision"))
+    back = rig.restart_broker()
+    first = wait_until(lambda: rig.recorder.all("decision")[heard:], "a decision", 30)[0]
+    trial.recovered(first.at - back / 1e9)
+    daemon.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: daemon.process.poll() is not None, "the daemon's end", 20)
+    rig.settings(camera={**folder, "fps": 1, "loop": True, "options": {}})
+    rig.start_daemon()  # takes over what the first one could not send in its last second
+    wait_until(lambda: not rig.lost_events(), "every event", 120)
+    decisions = rig.recorder.all("decision")
+    trial.row.parts = len({h.data["seq"] for h in rig.recorder.all("event")})
+    trial.row.uninspected, trial.row.lost = 0, len(rig.lost_events())
+    assert max(age_s(h) for h in decisions) < 1.5, "a stale decision"
+    assert max(trial.row.recoveries) <= BACK_S

@@ -20,7 +20,7 @@ FAULTS = [
     ("saturated", "saturated_frame", "sees nothing but light"),
     ("stale", "stale_frame", "gives pictures five seconds old"),
     ("wrong_size", "wrong_frame_size", "gives half the rows"),
-    ("slow", "deadline_missed", "answers after 0.7 s, deaf to its timeout"),
+    ("slow", "no_frame", "answers after 0.7 s, deaf to its timeout"),
 ]
 QUICK = {"stall", "frozen"}
 

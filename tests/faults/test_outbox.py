@@ -1,4 +1,4 @@
-"""kill -9 of a process in the middle of its outbox's work, a hundred times over one file."""
+"""An outbox whose process is killed a hundred times over one file, and one whose disk hangs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.broker import wait_until
 
 from metal_edge.daemon.clock import SystemClock
 from metal_edge.daemon.outbox_sqlite import SqliteOutbox
@@ -83,3 +85,53 @@ def drained(path: Path, ring: Path | None) -> list[str]:
     outbox.start()
     outbox.close(10)
     return arrived
+
+
+@pytest.fixture
+def freezing_disk(tmp_path: Path) -> Iterator[Path]:
+    """An ext4 in a file; `fsfreeze` makes every write to it hang."""
+    image, folder = tmp_path / "image", tmp_path / "disk"
+    image.write_bytes(b"")
+    os.truncate(image, 64_000_000)
+    folder.mkdir()
+    for command in (["mkfs.ext4", "-q", image], ["mount", "-o", "loop", image, folder]):
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no disk to freeze here: {error}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["fsfreeze", "-u", folder], check=False, capture_output=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.timeout(60)
+def test_a_disk_that_hangs_holds_up_neither_decisions_nor_events(freezing_disk: Path) -> None:
+    if not os.access(SHARED, os.W_OK):
+        pytest.skip(f"{SHARED} cannot be written")
+    ring = SHARED / f"hangs-{os.getpid()}.ring"
+    path = freezing_disk / "outbox.sqlite"
+    outbox = SqliteOutbox(path, Limits(10**15, 10**9), 1000, SystemClock(), ring)
+    outbox.start()
+    try:
+        outbox.put("before", b"x")
+        wait_until(lambda: path.with_name("outbox.sqlite-wal").stat().st_size > 20_000, "a commit")
+        subprocess.run(["fsfreeze", "-f", freezing_disk], check=True)
+        for number in range(50):  # would hang here if it waited for the disk
+            outbox.begin(f"e{number}", b"x")
+            outbox.put(f"e{number}", b"x")
+        wait_until(lambda: outbox.stats().problem == "the disk does not answer", "the alarm")
+        names = [event.event_id for event in outbox.next_batch(100)]
+        assert sorted(names) == sorted(["before", *(f"e{number}" for number in range(50))])
+        outbox.delivered(names)
+        subprocess.run(["fsfreeze", "-u", freezing_disk], check=True)
+        wait_until(lambda: outbox.stats().problem is None, "the disk to work again")
+        wait_until(lambda: outbox.stats().depth == 0, "everything to be settled")
+    finally:
+        subprocess.run(["fsfreeze", "-u", freezing_disk], check=False, capture_output=True)
+        outbox.close(10)
+        ring.unlink(missing_ok=True)
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT count(*) FROM events").fetchone() == (0,)
+    database.close()

@@ -140,11 +140,13 @@ class Listener:
         username: str = "",
         password: str = "",
         retry_s: float = 1,
+        qos: int = 1,
     ):
         self._heard: list[Heard] = []
         self._lock = threading.Lock()
         self._subscribed = threading.Event()
         self._root = root
+        self._qos = qos
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=f"listener-{uuid.uuid4()}",
@@ -225,7 +227,7 @@ class Listener:
         return data
 
     def _connected(self, client: paho.Client, *unused: Any) -> None:
-        client.subscribe(self._root, qos=1)
+        client.subscribe(self._root, qos=self._qos)
 
     def _on_subscribed(self, *unused: Any) -> None:
         self._subscribed.set()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from metal_edge.daemon.bell import Bell
 from metal_edge.daemon.cameras import create_camera
+from metal_edge.daemon.changeover import Changeover, Outside, Serving
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.commands import Commands
 from metal_edge.daemon.frame_checks import FrameChecks
@@ -18,9 +19,10 @@ from metal_edge.daemon.line import Line, Parts, StopFlag
 from metal_edge.daemon.line_commands import register
 from metal_edge.daemon.messages import config_payload, model_payload, state_payload
 from metal_edge.daemon.model import Models, View
-from metal_edge.daemon.proving import DEFAULT, prove, release
+from metal_edge.daemon.proving import prove, release
 from metal_edge.daemon.publisher import Publisher
-from metal_edge.daemon.records import Records, open_records
+from metal_edge.daemon.recipe_memory import RecipeMemory
+from metal_edge.daemon.records import Records, open_records, state_folder
 from metal_edge.daemon.reporter import Reporter
 from metal_edge.daemon.sdnotify import Notifier
 from metal_edge.daemon.triggers import TriggerQueue
@@ -53,7 +55,15 @@ class Tools:
     patient: bool = False
 
 
-def arm(settings: LineSettings, tools: Tools, cleanup: ExitStack) -> Line | None:
+@dataclass(frozen=True, slots=True, eq=False)
+class Armed:
+    """A line that is ready to run, and what changes its models while it does."""
+
+    line: Line
+    changeover: Changeover
+
+
+def arm(settings: LineSettings, tools: Tools, cleanup: ExitStack) -> Armed | None:
     """Proves the models, opens cameras and broker; None when told to stop meanwhile.
 
     `cleanup` undoes it in reverse order: the broker hears `offline` before the cameras close.
@@ -61,8 +71,10 @@ def arm(settings: LineSettings, tools: Tools, cleanup: ExitStack) -> Line | None
     Raises:
         MetalEdgeError: the line cannot be armed; says what is missing and what to do.
     """
-    tools.phase(f"loading {settings.bundle.name}")
-    proven = prove(settings, DEFAULT, str(uuid.uuid4()), tools.engines, tools.stop.requested)
+    memory = RecipeMemory(state_folder(settings, os.environ))
+    recipe = memory.read(settings)
+    tools.phase(f"loading recipe {recipe}")
+    proven = prove(settings, recipe, str(uuid.uuid4()), tools.engines, tools.stop.requested)
     if proven is None:
         return None
     cleanup.callback(release, proven.models)
@@ -76,16 +88,24 @@ def arm(settings: LineSettings, tools: Tools, cleanup: ExitStack) -> Line | None
         return None
     tools.phase("connecting to the broker")
     records = open_records(settings, tools.clock, os.environ, cleanup)
-    line, publisher = _connect(settings, tuple(views), proven.models, records, tools)
-    cleanup.callback(_say_goodbye, line, publisher, tools.clock)
+    serving = Serving(settings, recipe, proven)
+    armed, publisher = _connect(serving, tuple(views), records, memory, tools)
+    cleanup.callback(armed.changeover.close)
+    cleanup.callback(_say_goodbye, armed.line, publisher, tools.clock)
     cleanup.callback(records.finish)  # the last events wait for their pictures
-    identity, utc_ns = line.serving.identity, tools.clock.utc_ns()
-    difference = proven.golden_difference[identity.camera_id]
-    # Model and settings first: who sees `online` can look up what decides.
-    publisher.retain("model", model_payload(line.serving.bundle, identity, difference, utc_ns))
-    publisher.retain("config", config_payload(settings, identity, utc_ns))
-    publisher.retain("state", state_payload("online", identity, utc_ns))
-    return line
+    _introduce(serving, publisher, tools.clock)
+    identity = serving.first.identity
+    publisher.retain("state", state_payload("online", identity, tools.clock.utc_ns()))
+    return armed
+
+
+def _introduce(serving: Serving, publisher: Publisher, clock: Clock) -> None:
+    """Model and settings, before the state: who sees `online` can look up what decides."""
+    first, utc_ns = serving.first, clock.utc_ns()
+    difference = serving.proven.golden_difference[first.identity.camera_id]
+    model = model_payload(first.bundle, first.identity, difference, utc_ns, serving.recipe)
+    publisher.retain("model", model)
+    publisher.retain("config", config_payload(serving.settings, first.identity, utc_ns))
 
 
 def _open_view(settings: CameraSettings, models: Models, clock: Clock, cleanup: ExitStack) -> View:
@@ -104,15 +124,15 @@ def _open_view(settings: CameraSettings, models: Models, clock: Clock, cleanup: 
 
 
 def _connect(
-    settings: LineSettings,
+    serving: Serving,
     views: tuple[View, ...],
-    models: Models,
     records: Records,
+    memory: RecipeMemory,
     tools: Tools,
-) -> tuple[Line, Publisher]:
-    """Ties commands, queue, line and publisher together, and connects."""
+) -> tuple[Armed, Publisher]:
+    """Ties commands, queue, line, changeover and publisher together, and connects."""
     bell, commands = Bell(), Commands(tools.clock)
-    identity = models[settings.camera.camera_id].identity
+    settings, identity = serving.settings, serving.first.identity
     publisher = Publisher(
         settings.mqtt,
         identity.topic_root,
@@ -121,10 +141,19 @@ def _connect(
         clock=tools.clock,
         outbox=records.outbox,
     )
+
+    def notes() -> tuple[str, ...]:
+        return changeover.problems()
+
+    def told(now: Serving) -> None:
+        line.take_settings(now.settings)
+        desk.budget(now.settings.decision.deadline_ms, now.settings.gate)
+        _introduce(now, publisher, tools.clock)
+
     parts = Parts(
         settings=settings,
         views=views,
-        models=models,
+        models=serving.proven.models,
         publisher=publisher,
         reporter=Reporter(publisher, identity, tools.clock, records.pictures),
         queue=TriggerQueue(settings.decision.trigger_queue, bell),
@@ -132,16 +161,26 @@ def _connect(
         notifier=tools.notifier,
         clock=tools.clock,
         stop=tools.stop,
+        notes=notes,
     )
     line = Line(parts)
-    register(commands, line, parts)
+    outside = Outside(
+        engines=tools.engines,
+        told=told,
+        store=memory.write,
+        stopping=tools.stop.requested,
+    )
+    changeover = Changeover(serving, line, outside)
+    desk = register(commands, line, parts)
+    commands.register("recipe", changeover.recipe)
+    commands.register("golden-check", changeover.golden_check)
     try:
         publisher.open()
     except UnavailableError as error:
         if not tools.patient:
             raise
         log.warning("%s; going on without, and trying again", error)
-    return line, publisher
+    return Armed(line, changeover), publisher
 
 
 def _say_goodbye(line: Line, publisher: Publisher, clock: Clock) -> None:

@@ -25,6 +25,23 @@ EXTENSION_S = 10.0
 STOP_LIMIT_NS = 4_000_000_000
 
 
+class ReloadFlag:
+    """Set by a signal handler, taken by the box."""
+
+    def __init__(self) -> None:
+        self._requested = False
+
+    def request(self, signum: int = 0, frame: object = None) -> None:
+        """Usable as a signal handler."""
+        del signum, frame
+        self._requested = True
+
+    def taken(self) -> bool:
+        """True once per request; several at once count as one."""
+        requested, self._requested = self._requested, False
+        return requested
+
+
 class Box:
     """Starts the lines, watches over them, ends them.
 
@@ -32,6 +49,7 @@ class Box:
         lines: by name: gives a line's settings, each time that it is armed.
         tools: what all lines share.
         notifier: to the service manager.
+        reload: asks all lines to read their settings again.
         patient: a line that fails is tried again. Otherwise its error ends the box.
     """
 
@@ -40,12 +58,14 @@ class Box:
         lines: Mapping[str, Callable[[], LineSettings]],
         tools: Tools,
         notifier: Notifier,
+        reload: ReloadFlag,
         *,
         patient: bool,
     ) -> None:
         self._stop = tools.stop
         self._clock = tools.clock
         self._notifier = notifier
+        self._reload = reload
         self._pulse = Pulse(notifier)
         self._news = threading.Event()
         self._ready = False
@@ -65,6 +85,9 @@ class Box:
             keeper.start()
         while self._alive() and not self._stop.requested():
             self._watch()
+            if self._reload.taken():
+                for keeper in self._keepers:
+                    keeper.reload()
             # A signal handler may not set an event, so the stop flag is looked at in between.
             self._news.wait(TICK_S)
             self._news.clear()

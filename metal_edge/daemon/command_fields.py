@@ -49,6 +49,9 @@ class RecipeFields(Fields):
     recipe: str = Field(
         pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="a name in [recipes], or `default`"
     )
+    allow_downgrade: bool = Field(
+        default=False, description="true: also to an older version of a bundle that has served"
+    )
 
 
 class ArmFields(Fields):

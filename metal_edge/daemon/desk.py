@@ -44,13 +44,16 @@ class TriggerDesk:
         self._report = report
         self._rules = rules
         self._clock = clock
-        self._deadline_ms = deadline_ms
-        self._gate = gate
+        self._budget = deadline_ms, gate
         self._mode = mode
+
+    def budget(self, deadline_ms: float, gate: GateSettings) -> None:
+        """For triggers that come from now on; from any thread."""
+        self._budget = deadline_ms, gate  # as one: no trigger gets half of it
 
     def handle(self, command: Command) -> Answer:
         """A handler for Commands."""
-        trigger = trigger_of(command, self._deadline_ms, self._gate)
+        trigger = trigger_of(command, *self._budget)
         if self._mode is not CameraMode.TRIGGERED:
             return _refused(trigger, f"no commands trigger this line (camera.mode = {self._mode})")
         offer = self._queue.offer(trigger)

@@ -49,6 +49,7 @@ class Inspector:
         self.parts = parts
         self.state = state
         self.models: Models = dict(parts.models)
+        self.settings = parts.settings  # of which `decision` and `gate` may change
         triggered = parts.settings.camera.mode is CameraMode.TRIGGERED
         self.workers = tuple(
             ViewWorker(view, parts.clock, parts.bell, triggered) for view in parts.views

@@ -10,6 +10,7 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from metal_edge.daemon.arming import Tools, arm
+from metal_edge.daemon.changeover import Changeover
 from metal_edge.daemon.pulse import Pulse
 from metal_edge.daemon.scheduling import schedule_deciding_thread, use_cpus
 from metal_edge.errors import MetalEdgeError
@@ -66,6 +67,7 @@ class Keeper:
         self.since_ns = tools.clock.mono_ns()  # when that began
         self.tried = False  # the first try is over, well or not
         self.fault: Exception | None = None
+        self._changeover: Changeover | None = None
         self._settings = settings
         self._pulse = pulse
         self._news = news
@@ -83,6 +85,12 @@ class Keeper:
         """True when the thread has ended, waiting for at most `timeout_s`."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def reload(self) -> None:
+        """Takes new settings over; a line that does not run reads them at its next try."""
+        changeover = self._changeover
+        if changeover is not None:
+            changeover.reload(self._settings)
 
     def _keep(self) -> None:
         failures = 0
@@ -123,16 +131,20 @@ class Keeper:
     def _live(self, cleanup: ExitStack) -> None:
         settings = self._settings()
         use_cpus(settings.runtime.cpus)
-        line = arm(settings, self._tools, cleanup)
-        if line is None:
+        armed = arm(settings, self._tools, cleanup)
+        if armed is None:
             return
         schedule_deciding_thread(settings.runtime.realtime_priority)
         self.phase, self.fault = Phase.RUNNING, None
-        identity = line.serving.identity
+        identity = armed.line.serving.identity
         self._pulse.say(self.name, f"inspecting with {identity.model_id}")
         self._tell()
         log.info("line %s is armed", identity.topic_root)
-        line.run()
+        self._changeover = armed.changeover
+        try:
+            armed.line.run()
+        finally:
+            self._changeover = None
 
     def _failed(self, error: Exception) -> None:
         self.fault = error  # impatient: the box raises it

@@ -12,7 +12,7 @@ from metal_edge.daemon.line_requests import Requests, Taken
 from metal_edge.daemon.line_state import LineState
 from metal_edge.daemon.model import Done, Model
 from metal_edge.daemon.transitions import Event, State
-from metal_edge.settings import CameraMode
+from metal_edge.settings import CameraMode, LineSettings
 
 __all__ = ["Line", "Parts", "StopFlag"]
 
@@ -83,6 +83,10 @@ class Line:
         if set(models) != views:
             raise ValueError(f"models for {sorted(models)}, but the views are {sorted(views)}")
         self._requests.replace(dict(models), done)
+
+    def take_settings(self, settings: LineSettings) -> None:
+        """From the next part on; in the deciding thread. Only deadline and gate are looked at."""
+        self._inspector.settings = settings
 
     def snapshot(self, taken: Taken) -> bool:
         """Keeps the pictures of the next part as evidence, whatever the settings say.

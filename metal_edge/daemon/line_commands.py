@@ -11,8 +11,8 @@ from metal_edge.domain import Decision
 MAX_REASON = 80  # of a `disarm`, in every heartbeat
 
 
-def register(commands: Commands, line: Line, parts: Parts) -> None:
-    """Before the broker is asked for commands."""
+def register(commands: Commands, line: Line, parts: Parts) -> TriggerDesk:
+    """Before the broker is asked for commands; gives the desk that takes triggers in."""
     settings = parts.settings
     desk = TriggerDesk(
         parts.queue,
@@ -27,6 +27,7 @@ def register(commands: Commands, line: Line, parts: Parts) -> None:
     commands.register("arm", lambda command: _arm(line))
     commands.register("disarm", lambda command: _disarm(line, command))
     commands.register("snapshot", lambda command: _snapshot(line, command))
+    return desk
 
 
 def _arm(line: Line) -> Answer:

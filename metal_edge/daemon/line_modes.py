@@ -142,5 +142,5 @@ def _ended(outcome: Outcome) -> bool:
 
 
 def _trigger(line: Inspector, trigger_id: str, t_mono_ns: int) -> Trigger:
-    settings = line.parts.settings
+    settings = line.settings
     return make_trigger(trigger_id, None, t_mono_ns, settings.decision.deadline_ms, settings.gate)

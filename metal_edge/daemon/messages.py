@@ -166,7 +166,7 @@ def state_payload(
 
 
 def model_payload(
-    bundle: Bundle, identity: Identity, golden_difference: float, utc_ns: int
+    bundle: Bundle, identity: Identity, golden_difference: float, utc_ns: int, recipe: str
 ) -> dict[str, Any]:
     """Payload of `model`: what decides, and the promise its threshold carries."""
     manifest = bundle.manifest
@@ -175,6 +175,7 @@ def model_payload(
         "schema": SCHEMA,
         "session_id": identity.session_id,
         "t_publish": iso_utc(utc_ns),
+        "recipe": recipe,
         "id": identity.model_id,
         "version": identity.model_version,
         "sha256": identity.model_sha256,

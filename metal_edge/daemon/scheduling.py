@@ -52,4 +52,7 @@ def schedule_deciding_thread(priority: int) -> None:
 
 def step_back() -> None:
     """This thread yields to all others: for work that a line must not feel."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    except OSError as error:
+        log.info("thread %s keeps its priority (%s)", threading.current_thread().name, error)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from metal_edge.daemon.arming import Tools
-from metal_edge.daemon.box import Box
+from metal_edge.daemon.box import Box, ReloadFlag
 from metal_edge.daemon.clock import SystemClock
 from metal_edge.daemon.line import StopFlag
 from metal_edge.daemon.sdnotify import Notifier
@@ -44,7 +44,7 @@ def run_daemon(configs: Sequence[Path], *, keep_trying: bool = False) -> int:
     # The watchdog's SIGABRT then says where each thread was.
     faulthandler.enable()
     lines = _lines(configs)
-    stop, notifier = StopFlag(), Notifier(os.environ)
+    stop, reload, notifier = StopFlag(), ReloadFlag(), Notifier(os.environ)
     tools = Tools(
         clock=SystemClock(),
         stop=stop,
@@ -52,8 +52,8 @@ def run_daemon(configs: Sequence[Path], *, keep_trying: bool = False) -> int:
         notifier=notifier,
         phase=lambda what: None,
     )
-    with _signals(stop):
-        box = Box(lines, tools, notifier, patient=keep_trying or len(configs) > 1)
+    with _signals(stop, reload):
+        box = Box(lines, tools, notifier, reload, patient=keep_trying or len(configs) > 1)
         return box.run()
 
 
@@ -77,11 +77,14 @@ def _lines(configs: Sequence[Path]) -> dict[str, Callable[[], LineSettings]]:
 
 
 @contextmanager
-def _signals(stop: StopFlag) -> Iterator[None]:
-    """SIGTERM and SIGINT set the flag, SIGHUP does nothing; restored on the way out."""
-    wanted = {signal.SIGTERM: stop.request, signal.SIGINT: stop.request}
+def _signals(stop: StopFlag, reload: ReloadFlag) -> Iterator[None]:
+    """SIGTERM, SIGINT and SIGHUP only set flags; restored on the way out."""
+    wanted = {
+        signal.SIGTERM: stop.request,
+        signal.SIGINT: stop.request,
+        signal.SIGHUP: reload.request,
+    }
     before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
-    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:

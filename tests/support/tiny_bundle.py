@@ -164,14 +164,6 @@ def build_bundle(
         path / "thresholds.json",
         {"score": threshold, "false_reject_rate": 0.01, "calibration_images": 200},
     )
-    files = {
-        file.relative_to(path).as_posix(): {
-            "size": file.stat().st_size,
-            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-        }
-        for file in sorted(path.rglob("*"))
-        if file.is_file()
-    }
     width, height = source_size or (None, None)
     _write_json(
         path / "manifest.json",
@@ -190,11 +182,29 @@ def build_bundle(
                 "width": SIZE,
                 "height": SIZE,
             },
-            "files": files,
+            "files": _describe(path),
         },
     )
     seal(path)
     return path
+
+
+def describe_again(path: Path) -> None:
+    """Makes a bundle whole after a change to one of its files."""
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    _write_json(path / "manifest.json", {**manifest, "files": _describe(path)})
+    seal(path)
+
+
+def _describe(path: Path) -> dict[str, dict[str, object]]:
+    return {
+        file.relative_to(path).as_posix(): {
+            "size": file.stat().st_size,
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        }
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and not file.name.startswith("manifest.")
+    }
 
 
 def seal(path: Path) -> None:

@@ -95,7 +95,9 @@ class Heart:
         now_ns = self._clock.mono_ns()
         if now_ns < self._next_ns:
             return
-        self._next_ns = max(self._next_ns + self.period_ns, now_ns)
+        # A little late keeps the pace; much too late, or hurried, begins it anew without a burst.
+        on_time = now_ns - self._next_ns < self.period_ns
+        self._next_ns = (self._next_ns if on_time else now_ns) + self.period_ns
         self._reporter.clock_state = read_clock_state()
         health, vitals = self._publisher.health(), self._vitals()
         problems = self._observe(health, vitals)

@@ -6,6 +6,7 @@ from metal_edge.daemon.commands import Answer, Command, Commands
 from metal_edge.daemon.desk import TriggerDesk
 from metal_edge.daemon.line import Line, Parts
 from metal_edge.daemon.messages import event_id
+from metal_edge.daemon.reporter import Reporter
 from metal_edge.domain import Decision
 
 MAX_REASON = 80  # of a `disarm`, in every heartbeat
@@ -26,7 +27,7 @@ def register(commands: Commands, line: Line, parts: Parts) -> TriggerDesk:
     commands.register("trigger", desk.handle)
     commands.register("arm", lambda command: _arm(line))
     commands.register("disarm", lambda command: _disarm(line, command))
-    commands.register("snapshot", lambda command: _snapshot(line, command))
+    commands.register("snapshot", lambda command: _snapshot(line, parts.reporter, command))
     return desk
 
 
@@ -39,8 +40,10 @@ def _disarm(line: Line, command: Command) -> Answer:
     return Answer("done", state=line.disarm(because).value)
 
 
-def _snapshot(line: Line, command: Command) -> Answer | None:
+def _snapshot(line: Line, reporter: Reporter, command: Command) -> Answer | None:
     """Answered when the part has come."""
+    if not reporter.keeps_pictures:
+        return Answer("refused", "no place for pictures: set evidence.path")
     identity = line.serving.identity
 
     def taken(decision: Decision | None) -> None:

@@ -50,6 +50,11 @@ class Reporter:
         with self._lock:
             return {verdict: self._counts[verdict] for verdict in ("pass", "reject", "unknown")}
 
+    @property
+    def keeps_pictures(self) -> bool:
+        """False where there is no place for any, so that a snapshot would keep nothing."""
+        return self._pictures is not None
+
     def pictures(self) -> EvidenceStats:
         """How the keeping of pictures goes."""
         return EvidenceStats(0, 0, 0, None) if self._pictures is None else self._pictures.stats()

@@ -17,6 +17,7 @@ from metal_edge.daemon.cameras import CameraTimeoutError
 from metal_edge.daemon.clock import Clock, SystemClock
 from metal_edge.daemon.commands import Commands
 from metal_edge.daemon.decision import Rules
+from metal_edge.daemon.evidence import Case, EvidenceStats, EvidenceStore
 from metal_edge.daemon.frame_checks import FrameChecks
 from metal_edge.daemon.line import Line, Parts, StopFlag
 from metal_edge.daemon.line_commands import register
@@ -144,7 +145,12 @@ class SilentBroker:
 
 
 def model(
-    runner: LevelRunner, camera_id: str = "cam0", recipe: str = "default", threshold: float = 0.5
+    runner: LevelRunner,
+    camera_id: str = "cam0",
+    *,
+    recipe: str = "default",
+    threshold: float = 0.5,
+    max_age_ms: int = 1000,
 ) -> Model:
     """A model around a runner; its bundle knows no more than the picture's size."""
     bundle = SimpleNamespace(manifest=SimpleNamespace(preprocess=Preprocess(8, 8, 8, 8)))
@@ -153,7 +159,7 @@ def model(
         identity=Identity("root", "session", camera_id, recipe, "1", "0" * 64, "none"),
         bundle=cast(Bundle, bundle),
         runner=cast(Runner, runner),
-        rules=Rules(threshold, 1_000_000_000, (SIZE, SIZE)),
+        rules=Rules(threshold, max_age_ms * 1_000_000, (SIZE, SIZE)),
     )
 
 
@@ -164,6 +170,9 @@ class Rig:
         self,
         cameras: Mapping[str, ScriptedCamera] | None = None,
         clock: Clock | None = None,
+        *,
+        pictures: bool = False,
+        max_age_ms: int = 1000,
         **sections: Any,
     ) -> None:
         self.clock = clock or SystemClock()
@@ -181,8 +190,9 @@ class Rig:
             values[name] = {**known, **section} if isinstance(known, dict) else section
         self.settings = LineSettings.model_validate(values)
         self.runners = {camera_id: LevelRunner() for camera_id in self.cameras}
-        self.models = {name: model(runner, name) for name, runner in self.runners.items()}
+        self.models = {n: model(r, n, max_age_ms=max_age_ms) for n, r in self.runners.items()}
         self.broker = SilentBroker()
+        self.kept: list[Case] = []
         self.stop = StopFlag()
         bell = Bell()
         publisher = cast(Publisher, self.broker)
@@ -192,7 +202,7 @@ class Rig:
             views=tuple(self._view(name) for name in self.cameras),
             models=self.models,
             publisher=publisher,
-            reporter=Reporter(publisher, identity, self.clock),
+            reporter=Reporter(publisher, identity, self.clock, self._store() if pictures else None),
             queue=TriggerQueue(self.settings.decision.trigger_queue, bell),
             bell=bell,
             notifier=Notifier({}),
@@ -261,6 +271,17 @@ class Rig:
             if runner.gate is not None:
                 runner.gate.set()
         self.end()
+
+    def _store(self) -> EvidenceStore:
+        """Keeps nothing by itself, and in memory."""
+
+        def offer(case: Case, done: Callable[[None], None]) -> None:
+            self.kept.append(case)
+            done(None)
+
+        stats = EvidenceStats(0, 0, 0, None)
+        fake = SimpleNamespace(wants=lambda verdict: False, offer=offer, stats=lambda: stats)
+        return cast(EvidenceStore, fake)
 
     def _view(self, name: str) -> View:
         model = self.models[name]

@@ -92,6 +92,13 @@ def test_what_is_wrong_around_the_line_degrades_it_and_parts_still_pass() -> Non
         assert rig.broker.states[-1]["problems"] == ["outbox: disk full"]
 
 
+def test_the_heart_beats_at_its_own_pace_when_nothing_else_happens() -> None:
+    """Not only as often as the loop looks for an order to stop."""
+    with Rig(heartbeat_hz=50) as rig:
+        wait_until(lambda: len(rig.broker.beats) >= 40, "forty heartbeats", 3)
+        assert [b["seq"] for b in rig.broker.beats[:40]] == list(range(1, 41))
+
+
 def test_a_trigger_wakes_the_line_at_once() -> None:
     """Between two heartbeats of one a second; waiting for the next look would take longer."""
     with Rig(heartbeat_hz=1) as rig:
@@ -195,6 +202,19 @@ def test_stopping_finishes_the_part_in_hand_and_answers_those_that_wait() -> Non
         ]
         rig.trigger("t3")
         assert rig.verdicts(4)[3] == ("t3", "unknown", "shutting_down")
+
+
+def test_stopping_waits_a_little_for_the_frame_of_the_part_in_hand() -> None:
+    rig = Rig()
+    rig.camera.always = None
+    with rig:
+        rig.trigger("t0")
+        wait_until(lambda: rig.camera.triggered, "the trigger")
+        rig.stop.request()
+        rig.beat(lambda b: True, "a heartbeat after the order to stop")
+        rig.camera.script.put(GOOD)
+        rig.join()
+        assert rig.verdicts(1) == [("t0", "pass", "ok")]
 
 
 def test_stopping_does_not_wait_for_a_camera_that_hangs() -> None:

@@ -99,6 +99,17 @@ def test_models_are_swapped_while_no_part_comes() -> None:
         rig.beat(lambda b: b["healthy"], "a healthy heartbeat")
 
 
+def test_a_new_model_lets_parts_go_before_the_next_beat_is_due() -> None:
+    """Or each change of recipe would cost a heartbeat's time of good parts."""
+    with Rig(heartbeat_hz=1) as rig:
+        wait_until(lambda: rig.broker.beats, "the first heartbeat")
+        back = HandedBack()
+        rig.line.replace_models({"cam0": model(LevelRunner(), recipe="other")}, back)
+        wait_until(lambda: back.models and len(rig.broker.beats) == 2, "a beat of its own", 0.8)
+        rig.trigger("t1")
+        assert rig.verdicts(1) == [("t1", "pass", "ok")]
+
+
 def test_the_part_in_hand_is_judged_by_the_old_model() -> None:
     rig = Rig()
     rig.camera.always = None
@@ -156,7 +167,7 @@ def test_a_mistake_in_who_takes_the_old_models_does_not_end_the_line() -> None:
 
 
 def test_a_snapshot_is_answered_with_the_part_whose_pictures_were_kept() -> None:
-    with Rig() as rig:
+    with Rig(pictures=True) as rig:
         rig.command("snapshot")
         assert rig.answers == []
         rig.camera.script.put(BAD)
@@ -167,10 +178,22 @@ def test_a_snapshot_is_answered_with_the_part_whose_pictures_were_kept() -> None
         assert (answer["verb"], answer["status"]) == ("snapshot", "done")
         assert (answer["trigger_id"], answer["part_id"]) == ("t1", "bolt-7")
         assert answer["event_id"] == rig.decisions[0]["event_id"]
+        (case,) = rig.kept
+        assert case.decision["trigger_id"] == "t1"
+        assert [(s.camera_id, int(s.image[0, 0, 0])) for s in case.shown] == [("cam0", BAD)]
+        rig.trigger("t2")
+        rig.verdicts(2)
+        assert len(rig.kept) == 1
+
+
+def test_a_snapshot_without_a_place_for_pictures_is_refused() -> None:
+    with Rig() as rig:
+        rig.command("snapshot")
+        assert [a["status"] for a in rig.answers] == ["refused"]
 
 
 def test_snapshots_that_never_come_are_answered_too() -> None:
-    with Rig() as rig:
+    with Rig(pictures=True) as rig:
         for _ in range(5):
             rig.command("snapshot")
         assert [a["status"] for a in rig.answers] == ["refused"]

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+from support.broker import wait_until
 from support.line_rig import BAD, GOOD, Rig, ScriptedCamera
 
 from metal_edge.daemon.cameras import CameraError
@@ -57,6 +58,18 @@ def test_a_view_that_hangs_costs_the_deadline_and_holds_up_no_other(silent: str)
             name: "unknown" if name == silent else "pass" for name in VIEWS
         }
         stuck.set()
+
+
+def test_a_frame_that_grew_old_while_another_was_waited_for_proves_nothing() -> None:
+    with rig_of_three(max_age_ms=100) as rig:
+        late = threading.Event()
+        rig.cameras["left"].script.put(late)
+        rig.trigger("t1")
+        assert rig.runners["top"].inside.wait(5)
+        until_ns = rig.clock.mono_ns() + 100_000_000
+        wait_until(lambda: rig.clock.mono_ns() > until_ns, "the first frame to be old")
+        late.set()
+        assert rig.verdicts(1) == [("t1", "unknown", "stale_frame")]
 
 
 def test_all_cameras_are_triggered_before_any_frame_is_waited_for() -> None:

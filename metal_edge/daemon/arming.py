@@ -20,11 +20,12 @@ from metal_edge.daemon.line_commands import register
 from metal_edge.daemon.messages import config_payload, model_payload, state_payload
 from metal_edge.daemon.model import Models, View
 from metal_edge.daemon.proving import prove, release
-from metal_edge.daemon.publisher import Publisher
+from metal_edge.daemon.publisher import Copy, Publisher
 from metal_edge.daemon.recipe_memory import RecipeMemory
 from metal_edge.daemon.records import Records, open_records, state_folder
 from metal_edge.daemon.reporter import Reporter
 from metal_edge.daemon.sdnotify import Notifier
+from metal_edge.daemon.sparkplug import sparkplug_copies
 from metal_edge.daemon.triggers import TriggerQueue
 from metal_edge.errors import UnavailableError
 from metal_edge.runtime.shared import Engines
@@ -89,7 +90,9 @@ def arm(settings: LineSettings, tools: Tools, cleanup: ExitStack) -> Armed | Non
     tools.phase("connecting to the broker")
     records = open_records(settings, tools.clock, os.environ, cleanup)
     serving = Serving(settings, recipe, proven)
-    armed, publisher = _connect(serving, tuple(views), records, memory, tools)
+    session_id = serving.first.identity.session_id
+    copies = sparkplug_copies(settings, session_id, tools.clock, cleanup)
+    armed, publisher = _connect(serving, tuple(views), records, memory, tools, copies=copies)
     cleanup.callback(armed.changeover.close)
     cleanup.callback(_say_goodbye, armed.line, publisher, tools.clock)
     cleanup.callback(records.finish)  # the last events wait for their pictures
@@ -129,6 +132,8 @@ def _connect(
     records: Records,
     memory: RecipeMemory,
     tools: Tools,
+    *,
+    copies: tuple[Copy, ...],
 ) -> tuple[Armed, Publisher]:
     """Ties commands, queue, line, changeover and publisher together, and connects."""
     bell, commands = Bell(), Commands(tools.clock)
@@ -140,6 +145,7 @@ def _connect(
         on_command=commands.handle,
         clock=tools.clock,
         outbox=records.outbox,
+        copies=copies,
     )
 
     def notes() -> tuple[str, ...]:

@@ -38,13 +38,15 @@ class Wire:
             self._client.username_pw_set(username, password)
         if ca is not None:
             self._client.tls_set_context(ssl.create_default_context(cafile=str(ca)))
+        self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = self._connected
+        self._client.on_disconnect = lambda *unused: self._ready.clear()
         self._client.on_subscribe = lambda *unused: self._ready.set()
         self._client.on_message = lambda _c, _d, message: self.messages.append(message)
         self._client.on_publish = self._published
         self._client.connect(broker.host, broker.port)
         self._client.loop_start()
-        assert self._ready.wait(10)
+        self.wait_subscribed()
 
     def publish(
         self,
@@ -65,6 +67,10 @@ class Wire:
         if qos == 0:
             return ""
         return str(wait_until(lambda: self._acks.get(mid), f"the PUBACK for {topic}"))
+
+    def wait_subscribed(self) -> None:
+        """Returns when it hears the broker, again if need be."""
+        assert self._ready.wait(10)
 
     def named(self, name: str) -> list[paho.MQTTMessage]:
         """What was heard so far on `.../name`."""

@@ -189,6 +189,22 @@ def test_the_mean_is_over_as_many_pixels_as_before() -> None:
     assert score(heat, rules(mask, share=2 / PIXELS)) == pytest.approx(0.4)
 
 
+def test_what_grew_around_a_speck_counts_as_it_is() -> None:
+    heat = np.full(SHAPE, 0.1, np.float32)
+    heat[1, 1:4] = 0.3, 0.6, 0.3
+    some = rules(min_area=4, hysteresis=0.5, share=3 / PIXELS)
+    assert score(heat, some) == pytest.approx((0.5 + 0.3 + 0.3) / 3)
+
+
+def test_a_mask_of_just_enough_pixels_will_do() -> None:
+    mask = np.zeros(SHAPE, bool)
+    mask[0, :3] = True
+    assert score(np.full(SHAPE, 0.1, np.float32), rules(mask, share=3 / PIXELS)) > 0
+    mask[0, 0] = False
+    made = assess(seen(COLD, 3 / PIXELS), rules(mask, share=3 / PIXELS), AREA)
+    assert made.fault is Reason.INCONSISTENT
+
+
 FULL = np.ones(SHAPE, bool)
 COLD = np.full(SHAPE, 0.1, np.float32)
 

@@ -33,7 +33,16 @@ COUNTERS: dict[str, tuple[str, ...]] = {
         "l1tex__t_sectors_pipe_lsu_mem_global_op_ldgsts_cache_bypass.sum",
     ),
     "sectors written, KB": ("l1tex__t_sectors_pipe_lsu_mem_global_op_st.sum",),
-    "bank conflicts": ("smsp__sass_l1tex_data_bank_conflicts_pipe_lsu_mem_shared.sum",),
+    "asked for, KB": (
+        "smsp__sass_l1tex_t_sectors_pipe_lsu_mem_global_op_ld.sum",
+        "smsp__sass_l1tex_t_sectors_pipe_lsu_mem_global_op_ldgsts.sum",
+    ),
+    "bank conflicts": (
+        "smsp__sass_l1tex_data_bank_conflicts_pipe_lsu_mem_shared_op_ld.sum",
+        "smsp__sass_l1tex_data_bank_conflicts_pipe_lsu_mem_shared_op_ldsm.sum",
+        "smsp__sass_l1tex_data_bank_conflicts_pipe_lsu_mem_shared_op_st.sum",
+        "smsp__sass_l1tex_data_bank_conflicts_pipe_lsu_mem_shared_op_ldgsts.sum",
+    ),
     "all passes lost": ("l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum",),
     "tensor-core instructions": ("sm__inst_executed_pipe_tensor.sum",),
     "local memory": (
@@ -42,7 +51,7 @@ COUNTERS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 _SMALLEST = {"blocks per SM"}  # the limits' minimum, not their sum
-_SECTORS = {"sectors read, KB", "sectors written, KB"}
+_SECTORS = {"sectors read, KB", "asked for, KB", "sectors written, KB"}
 
 
 @dataclass(frozen=True, slots=True)

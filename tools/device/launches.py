@@ -67,7 +67,7 @@ def main() -> int:
     try:
         for line in launch_all():
             print(line, flush=True)
-    except (ArithmeticError, LaunchError) as error:
+    except (ArithmeticError, RuntimeError) as error:  # LaunchError, and no nvcc, are the latter
         print(f"tools.device.launches: {error}", file=sys.stderr)
         return 1
     return 0

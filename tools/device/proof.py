@@ -30,7 +30,7 @@ def prove(kernels: Kernels, out: Path) -> Kernels:
     parts = [("Tests and checkers", _list(steps))]
     if launched.wrong is None:
         parts.append(("Counters of Nsight Compute, one launch each", _counters(out)))
-        peers = _peers(out)
+        steps.append(peers := _peers(out))
         parts.append(("Beside PyTorch", peers.wrong or peers.said))
     failed = [f"{step.name}: {step.wrong}" for step in steps if step.wrong is not None]
     wrong = "\n".join(each for each in (kernels.wrong, *failed) if each is not None)
@@ -55,7 +55,9 @@ def _peers(out: Path) -> Step:
     """In a process of its own: PyTorch reserves memory for good."""
     command = [sys.executable, "-m", "tools.device.torch_peers", "--out", str(out / "peers.json")]
     command += [word for batch in _BATCHES for word in ("--batch", str(batch))]
-    step = run("PyTorch", command, out / "peers.log", r"\|.*")
-    if step.wrong is not None:
-        return step
-    return Step(step.name, (out / "peers.log").read_text(encoding="utf-8"))
+    log = out / "peers.log"
+    log.write_text("", encoding="utf-8")
+    step = run("PyTorch", command, log, r"\|.*")
+    lines = log.read_text(encoding="utf-8").splitlines()
+    table = "\n".join(line for line in lines if line.startswith("|"))
+    return Step(step.name, table or step.said, step.wrong)

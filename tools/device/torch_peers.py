@@ -10,6 +10,7 @@ be compiled for the GPU; without it nothing here is run.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,13 @@ from tools.kernels.gpu import GpuBlock, GpuLibrary
 from tools.results.command import run_command
 
 HELP = """Time our attention kernels beside PyTorch's on this machine's GPU."""
-_FLUSH = 256 << 20  # bytes; more than any L2
+_FLUSH = 512 << 20  # bytes: more than any L2, and long enough for the CPU to stay ahead
+_FLUSH_US = 1000.0  # with all that belongs to a measurement
 _IN_A_ROW = 20
-_WARM_UPS = 10
+_LONG_US = 500.0  # of which two in a row are enough
+_WARM_UPS = 5
+_LEAST_TURNS = 5
+_BUDGET_S = 1.0  # of one problem
 
 Work = Callable[[], None]
 
@@ -170,8 +175,7 @@ def _fused(torch: Any, heads: list[Any], mask: Any, bias: Any) -> dict[str, tupl
     """PyTorch's kernels that take this mask; all that a model needs is a view of the result."""
     from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: PLC0415
 
-    batch, count, tokens, head_dim = heads[0].shape
-    size = (batch, count, tokens, heads[1].shape[2])
+    size = (*heads[0].shape[:3], heads[1].shape[2])
     added: Any = None
     if bias is not None or not bool(mask.all()):
         added = torch.zeros(mask.shape, device="cuda") if bias is None else bias.float()
@@ -189,14 +193,14 @@ def _fused(torch: Any, heads: list[Any], mask: Any, bias: Any) -> dict[str, tupl
         ("memory-efficient", SDPBackend.EFFICIENT_ATTENTION),
         ("composed", SDPBackend.MATH),
     ):
-        out = torch.empty(batch, tokens, count, head_dim, dtype=heads[0].dtype, device="cuda")
 
         def call(backend: Any = backend) -> Any:
             with sdpa_kernel(backend):
                 return torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=added)
 
         try:
-            call()
+            with warnings.catch_warnings(action="ignore"):  # they say what the error says
+                call()
         except RuntimeError:  # this one does not take such a mask, type or head
             continue
         held: list[Any] = []
@@ -205,7 +209,6 @@ def _fused(torch: Any, heads: list[Any], mask: Any, bias: Any) -> dict[str, tupl
             held[:] = [call()]
 
         works[f"PyTorch, {name}"] = (work, held)
-        del out
     return works
 
 
@@ -281,7 +284,9 @@ def _measured(
     exact: Any,
     repeats: int,
 ) -> list[Row]:
-    errors = {}
+    errors: dict[str, float] = {}
+    if not works:
+        return []
     for who, (work, out) in works.items():
         work()
         torch.cuda.synchronize()
@@ -299,10 +304,8 @@ def _error(out: Any, exact: Any) -> float:
 
 
 def _times(torch: Any, works: dict[str, Work], repeats: int) -> dict[str, tuple[float, float]]:
-    """Microseconds, cold and warm."""
+    """Microseconds, cold and warm; fewer turns where they would take long."""
     flush = torch.empty(_FLUSH, dtype=torch.uint8, device="cuda")
-    graphs = {who: (_graph(torch, work, 1), _graph(torch, work, _IN_A_ROW))
-              for who, work in works.items()}  # fmt: skip
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def timed(graph: Any, flushed: bool) -> float:
@@ -315,11 +318,17 @@ def _times(torch: Any, works: dict[str, Work], repeats: int) -> dict[str, tuple[
         end.synchronize()
         return 1000.0 * float(begin.elapsed_time(end))
 
+    once = {who: _graph(torch, work, 1) for who, work in works.items()}
+    guess = {who: max(timed(graph, True), timed(graph, True)) for who, graph in once.items()}
+    count = {who: _IN_A_ROW if us < _LONG_US else 2 for who, us in guess.items()}
+    many = {who: _graph(torch, work, count[who]) for who, work in works.items()}
+    turn_s = 1e-6 * sum(_FLUSH_US + us * (1 + 2 * count[who]) for who, us in guess.items())
+    turns = int(min(repeats, max(_LEAST_TURNS, _BUDGET_S / turn_s)))
     cold: dict[str, list[float]] = {who: [] for who in works}
     warm: dict[str, list[float]] = {who: [] for who in works}
-    for turn in range(-_WARM_UPS, repeats):
-        for who, (once, many) in graphs.items():
-            one, several = timed(once, True), timed(many, False) / _IN_A_ROW
+    for turn in range(-_WARM_UPS, turns):
+        for who in works:
+            one, several = timed(once[who], True), timed(many[who], False) / count[who]
             if turn >= 0:
                 cold[who].append(one)
                 warm[who].append(several)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from tools.kernels.attention import (
     Call,
     HostLibrary,
     LaunchError,
+    Problem,
     head_dims_define,
 )
 
@@ -133,6 +134,15 @@ class GpuLibrary(HostLibrary):
             self.launch(call.problem, buffers)
             self._memory.finish(arrays, at)
 
+    def launcher(self, problem: Problem, buffers: Buffers) -> Callable[[int], None]:
+        """A launch on a CUDA stream, for device memory that is the caller's; see `launch`."""
+        given = ctypes.byref(problem), ctypes.byref(buffers)
+
+        def launch(stream: int, _kept: object = (problem, buffers)) -> None:
+            self._memory.check(self._library.attention_launch(*given, ctypes.c_void_p(stream)))
+
+        return launch
+
 
 class GpuBlock(block.Block):
     """The fused block on this machine's GPU; errors as of `GpuLibrary`."""
@@ -153,3 +163,12 @@ class GpuBlock(block.Block):
             if status == 0:
                 self._memory.finish(arrays, addresses)
         return status
+
+    def launcher(self, problem: block.Problem, buffers: block.Buffers) -> Callable[[int], None]:
+        """See `GpuLibrary.launcher`."""
+        given = ctypes.byref(problem), ctypes.byref(buffers)
+
+        def launch(stream: int, _kept: object = (problem, buffers)) -> None:
+            self._memory.check(self._library.block_launch(*given, ctypes.c_void_p(stream)))
+
+        return launch

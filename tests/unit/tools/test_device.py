@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 
 from metal_edge.domain import Inspection
-from metal_edge.runtime.tensorrt_load import missing_for_tensorrt
+from metal_edge.runtime.tensorrt_load import missing_for_tensorrt, missing_gpu
 from tools.device import __main__ as command
+from tools.device import counters, gpu_tests, proof, torch_peers
 from tools.device.agreement import Agreement, compare
+from tools.device.gpu_tests import Step, run
 from tools.device.kernels import Kernels, check_kernels
 from tools.device.report import Engine, Latency, Report, render
 
@@ -168,3 +171,79 @@ def test_without_a_gpu_it_says_what_is_missing(
     assert command.main(["--out", str(tmp_path / "out")]) == 69
     assert "needs TensorRT on an NVIDIA GPU" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(missing_gpu() is None, reason="this machine has a GPU")
+def test_the_kernels_alone_need_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--kernels-only", "--out", str(tmp_path / "out")]) == 69
+    assert "the kernels need an NVIDIA GPU" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_of_the_kernels_alone_has_no_engines() -> None:
+    kernels = Kernels("table", parts=(("Tests", "* all right"),))
+    report = Report({"GPU": "H100"}, None, None, [], "make", "2026-01-02T03", kernels)
+    text = render(report)
+    assert report.passed
+    assert "the kernels alone." in text and "### Tests\n\n* all right\n" in text
+    assert "| precision |" not in text
+
+
+NCU = """==PROF== Connected
+"ID","Kernel Name","gpu__time_duration.sum","launch__occupancy_limit_registers",\
+"launch__occupancy_limit_shared_mem","dram__bytes_read.sum",\
+"l1tex__t_sectors_pipe_lsu_mem_global_op_st.sum"
+"","","us","block","block","Kbyte","sector"
+"0","masked_attention_f16_short_d32","4.064","10","8","1,069.38","512"
+"""
+
+
+def test_counters_are_read_with_their_units_and_the_tightest_limit() -> None:
+    (found,) = counters.parse(NCU)
+    assert found.kernel == "masked_attention_f16_short_d32"
+    assert found.values["us"] == pytest.approx(4.064)
+    assert found.values["blocks per SM"] == 8
+    assert found.values["DRAM read, KB"] == pytest.approx(1069.38)
+    assert found.values["sectors written, KB"] == pytest.approx(16.384)
+    assert found.values["bank conflicts"] is None
+    line = counters.table(["metal-squares fp16"], [found]).splitlines()[-1]
+    assert line.startswith("| metal-squares fp16 | `f16_short_d32` | 4.064 |")
+    assert counters.parse("==ERROR== nothing\n") == []
+
+
+def test_a_program_that_fails_is_wrong_and_one_that_cannot_run_is_not(tmp_path: Path) -> None:
+    def step(code: int) -> Step:
+        script = f"import sys; print('x SUMMARY: 3 errors'); sys.exit({code})"
+        command = [sys.executable, "-c", script]
+        return run("memcheck", command, tmp_path / "log", r".*SUMMARY.*")
+
+    assert (step(0).said, step(0).wrong) == ("x SUMMARY: 3 errors", None)
+    assert step(86).wrong == "x SUMMARY: 3 errors"
+    assert step(69).wrong is None
+    missing = run("ncu", [str(tmp_path / "no")], tmp_path / "log", ".*")
+    assert missing.wrong is not None and "did not run" in missing.said
+
+
+def test_what_fails_in_the_proof_fails_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launches fail here, for want of a GPU: nothing is counted or compared after that."""
+    monkeypatch.setattr(gpu_tests, "FILES", ("unit/tools/conftest.py",))
+    monkeypatch.setattr(gpu_tests, "_checker", lambda: None)
+    monkeypatch.setenv("METAL_EDGE_GPU_ARCHITECTURE", "sm_1")  # nvcc, if there is one, refuses soon
+    found = proof.prove(Kernels(table="t"), tmp_path)
+    assert found.wrong is not None and "every problem once" in found.wrong
+    assert [title for title, _ in found.parts] == ["Tests and checkers"]
+    assert "compute-sanitizer: is not installed" in found.parts[0][1]
+
+
+def test_the_fastest_other_stands_beside_ours() -> None:
+    rows = [
+        torch_peers.Row("zeroleak", "fp16", 1, "ours", 1e-4, 6.3, 3.0),
+        torch_peers.Row("zeroleak", "fp16", 1, "cuDNN", 1e-4, 9.1, 6.0),
+        torch_peers.Row("zeroleak", "fp16", 1, "composed", 1e-4, 44.0, 34.0),
+        torch_peers.Row("zeroleak", "int8", 1, "ours", 0.5, 5.8, 2.9),
+    ]
+    lines = torch_peers.table(rows).splitlines()
+    assert lines[2].endswith("| 6.30 | 3.00 | cuDNN | 9.10 | 6.00 | 2.00 x as fast |")
+    assert lines[3] == "| 1 | zeroleak | int8 | 5.80 | 2.90 | | | | |"

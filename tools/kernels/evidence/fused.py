@@ -26,8 +26,11 @@ def library() -> Block:
     return Block(ctypes.CDLL(str(build.host_library(SOURCES))))
 
 
-def case(problem: Problem) -> Case:
-    """The block around an attention: normal tensors, projections that keep their size."""
+def case(problem: Problem, batch: int = 1) -> Case:
+    """The block around an attention: normal tensors, projections that keep their size.
+
+    Query and residual are one for all images, as in the first layer.
+    """
     rng, width = np.random.default_rng(5), problem.spec.heads * problem.head_dim
 
     def normal(*shape: int, size: float = 1.0) -> NDArray[np.float16]:
@@ -35,7 +38,7 @@ def case(problem: Problem) -> Case:
 
     tensors = {
         "query": normal(1, problem.queries, width),
-        "content": normal(1, problem.keys, width),
+        "content": normal(batch, problem.keys, width),
         "residual": normal(1, problem.queries, width),
         "gamma": normal(width),
         "beta": normal(width),

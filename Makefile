@@ -18,7 +18,8 @@
 # One boots a machine with a systemd of its own, as root, and runs the service there, half a minute:
 #   make test-cameras   pylon, GigE Vision, RTSP, GStreamer without hardware (Debian, Ubuntu)
 #   make test-systemd   start, watchdog, credentials, sandbox, reload, stop; says what it skips
-# One puts a whole line under every fault of the table, about 10 minutes (FAST=1: the quick ones):
+# One puts a whole line under every fault of the table, about 10 minutes (FAST=1: the quick ones;
+#   MUTANTS=1: also that each deliberate mistake is noticed):
 #   make test-faults   kills, hangs, partitions, bad cameras, full disks: report (WRITE=1 for docs/faults.md)
 # All install what they need: system packages by apt (as root or through sudo), Python packages
 # into .venv, at the versions in constraints.txt.
@@ -116,7 +117,7 @@ kernels-evidence: setup
 # Real processes, brokers, namespaces and disks; as root everything is tried, else what may be.
 test-faults: setup
 	bash tools/faults_packages.sh
-	FAULTS_COMMAND='make test-faults $(strip $(MAKEOVERRIDES))' FAST=$(FAST) \
+	FAULTS_COMMAND='make test-faults $(strip $(MAKEOVERRIDES))' FAST=$(FAST) MUTANTS=$(MUTANTS) \
 	  FAULTS_WRITE=$(if $(WRITE),$(DOCS)/faults.md) \
 	  $(BIN)/pytest -q -rs --show-capture=no --durations=5 --timeout=600 tests/faults
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_mutants import MUTANTS
+from fault_mutants import mutated
 from fault_network import Cable, NoCableError
 from fault_report import Row, page, table
 from rig import Audit, Rig
 from support.broker import Broker, find_mosquitto
-from support.mutation import mutated_tree
 
 REPOSITORY = Path(__file__).parents[2]
 BUILD = REPOSITORY / "build" / "faults"
@@ -48,16 +47,33 @@ class Trial:
         assert audit.broken_rules == []
         assert audit.lost_events == []
         assert audit.passed > 0
-        if row.limit_s is not None and row.recoveries:
-            slowest = max(row.recoveries)
-            assert slowest <= row.limit_s, f"took {slowest:.1f} s, not {row.limit_s:g} s"
+        self.judge_recovery()
         return audit
+
+    def judge_recovery(self) -> None:
+        """Holds it against the limit, which is meant for a computer that is there for the line:
+        where others take their share, the limit is that much longer, and the row says so.
+        """
+        row = self.row
+        if row.limit_s is None or not row.recoveries:
+            return
+        slowest, load = max(row.recoveries), os.getloadavg()[0] / (os.cpu_count() or 1)
+        if slowest > row.limit_s and load > 1:
+            row.notes.append(f"on a busy machine: load {load:.1f} per core")
+        limit_s = row.limit_s * max(1.0, load)
+        assert slowest <= limit_s, f"took {slowest:.1f} s, not {limit_s:.1f} s"
 
 
 @pytest.fixture
 def fast() -> bool:
-    """FAST=1: fewer repetitions."""
+    """FAST=1: fewer repetitions, and of similar scenarios one (`skip_if_fast`)."""
     return FAST
+
+
+def skip_if_fast() -> None:
+    """For a scenario that is like another; not when a mutant is to be noticed."""
+    if os.environ.get("FAST") == "1":
+        pytest.skip("FAST=1")
 
 
 @pytest.fixture
@@ -88,8 +104,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
     if not name:
         return Path(given) if given else None
     target = tmp_path_factory.mktemp("mutant")
-    source = Path(given) if given else REPOSITORY
-    mutated_tree(source / "metal_edge", *MUTANTS[name], target)
+    mutated(Path(given) if given else REPOSITORY, name, target)
     return target
 
 
@@ -163,7 +178,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     BUILD.mkdir(parents=True, exist_ok=True)
     command = os.environ.get("FAULTS_COMMAND", "make test-faults")
     text = page(rows, command, time.monotonic() - BEGAN)
-    (BUILD / "report.md").write_text(text, encoding="utf-8")
+    report = Path(os.environ.get("FAULTS_REPORT", BUILD / "report.md"))
+    report.write_text(text, encoding="utf-8")
     terminalreporter.write_line("")
     terminalreporter.write(table(rows))
     docs = os.environ.get("FAULTS_WRITE")

@@ -1,12 +1,200 @@
-"""Deliberate mistakes: each makes some scenario fail, or the scenario proves nothing."""
+"""Deliberate mistakes: each makes the scenarios named with it fail, or they prove nothing."""
 
 from __future__ import annotations
 
-# name -> file below metal_edge, what is there, what replaces it
-MUTANTS: dict[str, tuple[str, str, str]] = {
-    "gate-ignores-silence": (
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.mutation import mutate
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake, made in one or more places.
+
+    Attributes:
+        edits: file below metal_edge, what is there (once), what replaces it.
+        noticed_by: what `pytest -k` needs to choose the scenarios; each of them must fail.
+    """
+
+    edits: tuple[tuple[str, str, str], ...]
+    noticed_by: str
+
+
+FAIL_OPEN = (
+    (
         "demo/gate.py",
-        "if last is not None and now - last > self._settings.heartbeat_timeout_ns:",
-        "if last is None and now < 0:",
+        "cause = Cause.NO_DECISION if message",
+        "cause = Cause.PASS_VERDICT if message",
+    ),
+    ("demo/gate.py", "part.fault = part.fault or cause\n\n", "continue\n\n"),
+    ("demo/gate.py", "leaves_ns, self.fault, golden", "leaves_ns, None, golden"),
+)
+DOUBT_PASSES = (
+    (
+        "demo/gate.py",
+        "Verdict.UNKNOWN: Cause.UNKNOWN_VERDICT",
+        "Verdict.UNKNOWN: Cause.PASS_VERDICT",
+    ),
+)
+MUTANTS: dict[str, Mutant] = {
+    # The gate opens unless somebody objects, as with a valve that is energised to reject.
+    "gate-fails-open": Mutant(
+        FAIL_OPEN,
+        "broker_killed or (broker_hangs and 3) or network_cut or half_open or daemon_hangs_for_good"
+        " or decisions_denied or wrong_password or certificate",
+    ),
+    "gate-passes-doubt": Mutant(
+        DOUBT_PASSES,
+        "(test_camera and (stall or dead or raise or half or wrong or stale or slow)) or inference",
+    ),
+    "gate-ignores-pictures": Mutant(
+        (("demo/gate.py", "if part.leaves_ns is None or", "if part.leaves_ns is not None or"),),
+        "trigger_late",
+    ),
+    "golden-not-asked": Mutant(
+        (
+            (
+                "demo/line_stop.py",
+                "(LineState.STOPPED, LineEvent.NEW_SESSION_ARMED): LineState.CHECKING",
+                "(LineState.STOPPED, LineEvent.NEW_SESSION_ARMED): LineState.RUNNING",
+            ),
+        ),
+        "golden_parts",
+    ),
+    "button-starts-nothing": Mutant(
+        (("demo/line_stop.py", "self._happen(LineEvent.OPERATOR)", "return"),),
+        "stops_the_line",
+    ),
+    "outbox-in-memory": Mutant(
+        (
+            (
+                "daemon/records.py",
+                '/ "outbox.sqlite")\n    if path is None:',
+                '/ "outbox.sqlite")\n    if True:',
+            ),
+        ),
+        "daemon_killed or an_hour",
+    ),
+    "decisions-while-silent": Mutant(
+        (("daemon/publisher.py", "            and self._responsive()\n", ""),),
+        "broker_hangs and 12",
+    ),
+    "dead-thread-unnoticed": Mutant(
+        (("daemon/connection.py", "            self.on_end()\n", "            pass\n"),),
+        "callback and thread",
+    ),
+    "callbacks-unguarded": Mutant(
+        (
+            ("daemon/connection.py", "            self.on_end()\n", "            pass\n"),
+            (
+                "daemon/connection.py",
+                "        except Exception:\n            self._failing",
+                "        except KeyError:\n            self._failing",
+            ),
+        ),
+        "callback and command",
+    ),
+    "pictures-unchecked": Mutant(
+        (
+            (
+                "daemon/view_worker.py",
+                "unlikely = self.view.checks.fault(frame.image)",
+                "unlikely = None",
+            ),
+        ),
+        "test_camera and (frozen or black or saturated)",
+    ),
+    "old-picture-will-do": Mutant(
+        (
+            (
+                "daemon/decision.py",
+                "if not 0 <= now_mono_ns - frame.t_mono_ns <=",
+                "if now_mono_ns <",
+            ),
+            (
+                "daemon/decision.py",
+                "if requested_mono_ns is not None and frame.t_mono_ns < requested_mono_ns:",
+                "if now_mono_ns < 0:",
+            ),
+        ),
+        "test_camera and stale",
+    ),
+    "queue-without-bound": Mutant(
+        (("daemon/triggers.py", "if len(self._waiting) >= self._capacity:", "if self._closed:"),),
+        "inference",
+    ),
+    "duplicates-welcome": Mutant(
+        (("daemon/triggers.py", "if trigger.trigger_id in self._seen:", "if self._closed:"),),
+        "duplicates",
+    ),
+    "any-id-will-do": Mutant(
+        (
+            (
+                "daemon/command_fields.py",
+                'pattern=r"^[A-Za-z0-9_.:-]{1,64}$", desc',
+                'pattern="", desc',
+            ),
+        ),
+        "garbage",
+    ),
+    "outbox-trouble-holds-the-line": Mutant(
+        (("daemon/heart.py", "Event.FAULT if vitals.faults else", "Event.FAULT if problems else"),),
+        "disk or events_denied",
+    ),
+    "refused-events-forgotten": Mutant(
+        (("daemon/events.py", "        if refusal is None:\n", "        if True:\n"),),
+        "events_denied",
+    ),
+    "refusal-is-the-end": Mutant(
+        (("daemon/reconnect.py", "            told = str(error)\n", "            return None\n"),),
+        "wrong_password",
+    ),
+    "budgets-on-the-wall-clock": Mutant(
+        (("daemon/clock.py", "return time.monotonic_ns()", "return time.time_ns()"),),
+        "clock_step",
+    ),
+    "golden-images-not-proven": Mutant(
+        (("runtime/load.py", "if not math.isfinite(score) or off", "if off < 0 and off"),),
+        "bad_models",
+    ),
+    "hashes-unchecked": Mutant(
+        (
+            (
+                "bundle.py",
+                "    for name, entry in sorted(manifest.files.items()):",
+                "    for name, entry in ():",
+            ),
+        ),
+        "bad_models",
+    ),
+    "any-version-will-do": Mutant(
+        (
+            (
+                "daemon/versions.py",
+                "if served is not None and is_older",
+                "if served is None and is_older",
+            ),
+        ),
+        "bad_models",
+    ),
+    "half-a-change": Mutant(
+        (
+            (
+                "daemon/inspector.py",
+                "worker.serve(models[worker.view.camera_id])",
+                "models[worker.view.camera_id]",
+            ),
+        ),
+        "changeover",
     ),
 }
+
+
+def mutated(source: Path, name: str, target: Path) -> None:
+    """A copy of metal_edge below `target` with that mistake in it."""
+    shutil.copytree(source / "metal_edge", target / "metal_edge")
+    for file, old, new in MUTANTS[name].edits:
+        path = target / "metal_edge" / file
+        mutate(path, old, new, path)

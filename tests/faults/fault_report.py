@@ -10,6 +10,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fault_mutants import MUTANTS
+
 HEAD = (
     "fault",
     "injected how",
@@ -29,7 +31,6 @@ class Row:
     fault: str
     how: str
     limit_s: float | None = None
-    seen: str = ""
     parts: int | None = None
     uninspected: int | None = None
     lost: int | None = None
@@ -65,7 +66,7 @@ def page(rows: list[Row], command: str, took_s: float) -> str:
     bad = sum(row.uninspected or 0 for row in rows)
     lost = sum(row.lost or 0 for row in rows)
     written = f"{datetime.date.today().isoformat()}, {_machine()}, in {took_s / 60:.0f} minutes"
-    seen = "\n".join(f"- **{row.fault}**: {row.seen}" for row in rows if row.seen)
+    mutants = "\n".join(f"| `{name}` | {m.noticed_by} |" for name, m in MUTANTS.items())
     return f"""# Faults, and what the line did
 
 Written by `{command}` on {written}.
@@ -84,10 +85,13 @@ passed, and that the daemon's state named the fault.
 {table(rows)}
 ## Seen failing
 
-A test that cannot fail proves nothing. `FAULTS_MUTANT=name` runs the suite with one deliberate
-mistake in the daemon or the gate (`tests/faults/fault_mutants.py`).
+A test that cannot fail proves nothing. `make test-faults MUTANTS=1` makes one deliberate mistake
+after another in the daemon or the gate (`tests/faults/fault_mutants.py`), and asks that every
+scenario named beside it fails:
 
-{seen}
+| mistake | scenarios (`pytest -k`) |
+|---|---|
+{mutants}
 """
 
 

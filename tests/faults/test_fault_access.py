@@ -57,7 +57,6 @@ def account(rig: Rig) -> dict[str, str]:
     "ACL denies events",
     "the broker's ACL takes the right to `event` away for 30 parts, and gives it back",
     limit_s=BACK_S,
-    seen="`refused-events-forgotten`",
 )
 def test_events_denied(guarded: Rig, trial: Trial) -> None:
     rig = guarded
@@ -79,7 +78,6 @@ def test_events_denied(guarded: Rig, trial: Trial) -> None:
     "ACL denies decisions",
     "the same with `decision`, whose refusal nobody is told of: QoS 0",
     limit_s=BACK_S,
-    seen="`gate-passes-the-silent`",
 )
 def test_decisions_denied(guarded: Rig, trial: Trial) -> None:
     rig = guarded
@@ -98,7 +96,6 @@ def test_decisions_denied(guarded: Rig, trial: Trial) -> None:
     "wrong password",
     "the broker comes back from kill -9 with another password; the file is corrected later",
     limit_s=BACK_S,
-    seen="`refusal-is-the-end`",
 )
 def test_wrong_password(guarded: Rig, trial: Trial) -> None:
     rig = guarded
@@ -121,7 +118,6 @@ def test_wrong_password(guarded: Rig, trial: Trial) -> None:
     "certificate expired",
     "the broker comes back from kill -9 with one that has expired; renewed later",
     limit_s=BACK_S,
-    seen="`any-certificate-will-do`",
 )
 def test_certificate_expired(make_rig: MakeRig, trial: Trial, tmp_path: Path) -> None:
     folder, secure = tmp_path / "broker", free_port()

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from conftest import MakeRig, Trial
+from conftest import MakeRig, Trial, skip_if_fast
 from fault_network import Cable
 from rig import Rig, Tail, age_s
 from support.broker import Broker, wait_until
@@ -22,7 +22,6 @@ IN_SOCKET = 12
     "broker killed",
     "kill -9 of mosquitto, away for 20 parts",
     limit_s=BACK_S,
-    seen="`events-in-flight-forgotten`: what the dead broker had not acknowledged is lost",
 )
 def test_broker_killed(rig: Rig, trial: Trial, fast: bool) -> None:
     rig.start()
@@ -43,11 +42,10 @@ def test_broker_killed(rig: Rig, trial: Trial, fast: bool) -> None:
     "broker hangs",
     "SIGSTOP of mosquitto",
     limit_s=BACK_S,
-    seen="`gate-ignores-silence`; `decisions-while-silent`",
 )
-def test_broker_hangs(rig: Rig, trial: Trial, fast: bool, seconds: int) -> None:
-    if fast and seconds > 3:
-        pytest.skip("FAST")
+def test_broker_hangs(rig: Rig, trial: Trial, seconds: int) -> None:
+    if seconds > 3:
+        skip_if_fast()
     trial.row.how += f" for {seconds} s"
     rig.start()
     stopped = time.monotonic_ns()
@@ -66,7 +64,6 @@ def test_broker_hangs(rig: Rig, trial: Trial, fast: bool, seconds: int) -> None:
     "network cut",
     "the daemon in a network namespace of its own; its cable down for 15 s, up again",
     limit_s=BACK_S,
-    seen="`gate-ignores-silence`; `connection-never-given-up`",
 )
 def test_network_cut(make_rig: MakeRig, trial: Trial, cable: Cable, cabled: Broker) -> None:
     rig = make_rig(broker=cabled)
@@ -88,7 +85,6 @@ def test_network_cut(make_rig: MakeRig, trial: Trial, cable: Cable, cabled: Brok
     "network half open",
     "nothing gets from the daemon to the broker for 8 s, everything the other way",
     limit_s=BACK_S,
-    seen="`gate-ignores-silence`",
 )
 def test_network_half_open(make_rig: MakeRig, trial: Trial, cable: Cable, cabled: Broker) -> None:
     rig = make_rig(broker=cabled)
@@ -109,7 +105,6 @@ def test_network_half_open(make_rig: MakeRig, trial: Trial, cable: Cable, cabled
     "network bad",
     "the daemon's cable takes 60 kbit/s, less than its messages need, for 100 parts",
     limit_s=BACK_S,
-    seen="`gate-ignores-deadline`",
 )
 def test_network_bad(make_rig: MakeRig, trial: Trial, cable: Cable, cabled: Broker) -> None:
     rig = make_rig(broker=cabled)
@@ -127,7 +122,6 @@ def test_network_bad(make_rig: MakeRig, trial: Trial, cable: Cable, cabled: Brok
     "broker away for an hour",
     "free run: as many decisions as an hour brings at one a second, 3600, within a minute",
     limit_s=BACK_S,
-    seen="`outbox-in-memory`",
 )
 @pytest.mark.timeout(300)
 def test_an_hour_away(rig: Rig, trial: Trial, fast: bool) -> None:
@@ -157,4 +151,4 @@ def test_an_hour_away(rig: Rig, trial: Trial, fast: bool) -> None:
     trial.row.parts = len({h.data["seq"] for h in rig.recorder.all("event")})
     trial.row.uninspected, trial.row.lost = 0, len(rig.lost_events())
     assert max(age_s(h) for h in decisions) < 1.5, "a stale decision"
-    assert max(trial.row.recoveries) <= BACK_S
+    trial.judge_recovery()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from conftest import MakeRig, Trial
+from conftest import MakeRig, Trial, skip_if_fast
 from rig import Rig
 
 BACK_S = 5.0
@@ -26,30 +26,14 @@ QUICK = {"stall", "frozen"}
 
 
 def case(fault: str, reason: str, what: str) -> object:
-    mark = pytest.mark.fault(
-        f"camera: {fault}", f"it {what}, for 25 parts", limit_s=BACK_S, seen=SEEN[fault]
-    )
+    mark = pytest.mark.fault(f"camera: {fault}", f"it {what}, for 25 parts", limit_s=BACK_S)
     return pytest.param(fault, reason, marks=mark, id=fault)
 
 
-SEEN = {
-    "stall": "`no-frame-passes`",
-    "dead": "`no-frame-passes`",
-    "raise": "`no-frame-passes`",
-    "half": "`torn-is-whole`",
-    "frozen": "`frame-checks-off`",
-    "black": "`frame-checks-off`",
-    "saturated": "`frame-checks-off`: the reason is missing",
-    "stale": "`stale-is-fresh`",
-    "wrong_size": "`any-size-will-do`",
-    "slow": "`gate-ignores-deadline` with `late-is-in-time`",
-}
-
-
 @pytest.mark.parametrize(("fault", "reason"), [case(*one) for one in FAULTS])
-def test_camera(rig: Rig, trial: Trial, fast: bool, fault: str, reason: str) -> None:
-    if fast and fault not in QUICK:
-        pytest.skip("FAST")
+def test_camera(rig: Rig, trial: Trial, fault: str, reason: str) -> None:
+    if fault not in QUICK:
+        skip_if_fast()
     rig.start()
     since = rig.camera(fault)
     rig.wait_reason(reason)
@@ -68,7 +52,6 @@ def test_camera(rig: Rig, trial: Trial, fast: bool, fault: str, reason: str) -> 
     "camera: stall, and the line stops",
     "no frames; the PLC stops after 15 rejects in a row; camera back, operator's button",
     limit_s=BACK_S,
-    seen="`button-starts-nothing`",
 )
 def test_camera_stall_stops_the_line(rig: Rig, trial: Trial) -> None:
     rig.start(plc={"stop_after_rejects": 15})
@@ -88,7 +71,6 @@ def test_camera_stall_stops_the_line(rig: Rig, trial: Trial) -> None:
     "inference slow",
     "a graph that takes 0.6 to 1 s instead of 1 ms, for 25 parts: deadline and queue",
     limit_s=BACK_S,
-    seen="`queue-without-bound`; `late-is-in-time` with `gate-ignores-deadline`",
 )
 def test_slow_inference(make_rig: MakeRig, trial: Trial) -> None:
     rig = make_rig(model_fault="slow")

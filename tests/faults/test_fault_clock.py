@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Trial
+from conftest import Trial, skip_if_fast
 from rig import Rig
 
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
@@ -17,13 +17,12 @@ LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
     "clock step",
     "the daemon's wall clock steps (libfaketime); its monotonic one goes on",
     limit_s=1.0,
-    seen="`budgets-on-the-wall-clock`",
 )
-def test_clock_step(rig: Rig, trial: Trial, fast: bool, hours: int) -> None:
+def test_clock_step(rig: Rig, trial: Trial, hours: int) -> None:
     if not LIBRARIES:
         pytest.skip("faketime is not installed")
-    if fast and hours < 0:
-        pytest.skip("FAST")
+    if hours < 0:
+        skip_if_fast()
     trial.row.how = trial.row.how.replace("steps", f"steps by {hours:+d} h")
     stamp = rig.folder / "faketime"
     stamp.write_text("+0")

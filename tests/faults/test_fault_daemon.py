@@ -18,7 +18,6 @@ BACK_S = 5.0
     "daemon killed",
     "kill -9, 100 times: one in four is awaited, the others hit at random, starting or running",
     limit_s=BACK_S,
-    seen="`gate-forgets-sessions`; `outbox-in-memory`",
 )
 @pytest.mark.timeout(900)
 def test_daemon_killed(rig: Rig, trial: Trial, chance: random.Random, fast: bool) -> None:
@@ -39,7 +38,6 @@ def test_daemon_killed(rig: Rig, trial: Trial, chance: random.Random, fast: bool
     "daemon hangs",
     "SIGSTOP for 3 s, then SIGCONT",
     limit_s=BACK_S,
-    seen="`gate-ignores-silence` with `gate-ignores-deadline`",
 )
 def test_daemon_hangs(rig: Rig, trial: Trial, fast: bool) -> None:
     rig.start()
@@ -57,7 +55,6 @@ def test_daemon_hangs(rig: Rig, trial: Trial, fast: bool) -> None:
     "daemon hangs for good",
     "SIGSTOP; after 2 s killed and replaced, as systemd's watchdog does",
     limit_s=BACK_S,
-    seen="`gate-ignores-silence`",
 )
 def test_daemon_hangs_for_good(rig: Rig, trial: Trial) -> None:
     rig.start()
@@ -81,7 +78,6 @@ def test_daemon_hangs_for_good(rig: Rig, trial: Trial) -> None:
                 "exception in an MQTT callback",
                 "the trigger queue raises while a command is handled, five times",
                 limit_s=BACK_S,
-                seen="`callbacks-unguarded`",
             ),
         ),
         pytest.param(
@@ -90,7 +86,6 @@ def test_daemon_hangs_for_good(rig: Rig, trial: Trial) -> None:
                 "MQTT thread dies",
                 "paho raises in its own code; its thread ends, `is_connected()` stays true",
                 limit_s=BACK_S,
-                seen="`dead-thread-unnoticed`",
             ),
         ),
     ],
@@ -111,7 +106,6 @@ def test_exception_in_a_callback(rig: Rig, trial: Trial, where: str) -> None:
     "daemon dead for longer than the line waits",
     "kill -9; the PLC stops after 2 s; a new session must judge two golden parts rightly",
     limit_s=BACK_S,
-    seen="`golden-not-asked`",
 )
 def test_line_stops_and_golden_parts_start_it(rig: Rig, trial: Trial) -> None:
     golden = {"golden_good": "G-good", "golden_bad": "G-bad"}

@@ -56,7 +56,6 @@ def goes_on(rig: Rig, trial: Trial, since_ns: int) -> None:
 @pytest.mark.fault(
     "disk full",
     "the outbox's file system filled to the last byte, for 40 parts; broker killed meanwhile",
-    seen="`outbox-trouble-is-a-fault`; `full-disk-drops`",
 )
 def test_disk_full(rig: Rig, trial: Trial, disk: Path) -> None:
     rig.start(outbox={"path": str(disk / "outbox.sqlite")})
@@ -77,7 +76,6 @@ def test_disk_full(rig: Rig, trial: Trial, disk: Path) -> None:
 @pytest.mark.fault(
     "disk read-only",
     "the outbox's file system is read-only when the daemon comes back from kill -9; then not",
-    seen="`outbox-trouble-is-a-fault`",
 )
 def test_disk_read_only(rig: Rig, trial: Trial, disk: Path) -> None:
     rig.start(outbox={"path": str(disk / "outbox.sqlite")})
@@ -96,7 +94,6 @@ def test_disk_read_only(rig: Rig, trial: Trial, disk: Path) -> None:
 @pytest.mark.fault(
     "SQLite file damaged",
     "the outbox's file overwritten with noise while the daemon writes to it",
-    seen="`outbox-trouble-is-a-fault`; `damaged-file-kept`",
 )
 def test_outbox_damaged(rig: Rig, trial: Trial) -> None:
     rig.start()

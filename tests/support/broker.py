@@ -139,6 +139,7 @@ class Listener:
         root: str = "#",
         username: str = "",
         password: str = "",
+        *,
         retry_s: float = 1,
         qos: int = 1,
     ):

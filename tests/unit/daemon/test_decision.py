@@ -136,6 +136,20 @@ def test_the_score_that_counts_decides_and_the_graphs_own_is_told() -> None:
     assert (decision.score, decision.raw_score) == (pytest.approx(0.2), 0.9)
 
 
+def test_numbers_of_another_part_or_another_model_are_not_told() -> None:
+    seen = inspection(0.9, 0.9)
+    made = assess(seen, RULES, (0, 0, 4, 3))
+    own = replace(GOOD, inspection=seen, assessment=made)
+    assert core.decide(TRIGGER, own, RULES, NOW).score == 0.9
+    for evidence, rules in (
+        (replace(own, inspection=inspection()), RULES),
+        (own, replace(RULES, threshold=0.95)),
+    ):
+        decision = core.decide(TRIGGER, evidence, rules, NOW)
+        assert (decision.verdict, decision.reason) == (Verdict.UNKNOWN, Reason.INCONSISTENT)
+        assert (decision.score, decision.regions) == (None, ())
+
+
 def test_what_is_found_is_told_even_when_it_comes_too_late() -> None:
     late = TRIGGER.deadline_mono_ns + 1
     decision = decide(TRIGGER, replace(GOOD, inspection=inspection(0.9, 0.9)), RULES, late)

@@ -117,27 +117,26 @@ def test_a_stalled_camera_holds_up_neither_heart_nor_verdict() -> None:
         rig.beat(lambda b: True, "a heartbeat while the camera hangs")
         assert rig.decisions == []
         assert rig.verdicts(1) == [("t1", "unknown", "no_frame")]
-        waited_ms = rig.decisions[0]["latency_ms"]["grab"]
+        decision = rig.decisions[0]
+        assert decision["t_publish_ns"] >= decision["deadline_ns"] - 1_000_000
         rig.trigger("t2", deadline_ms=200)
         assert rig.verdicts(2)[1] == ("t2", "unknown", "no_frame")
         stuck.set()
         rig.trigger("t3")
         assert rig.verdicts(3)[2] == ("t3", "pass", "ok")
-        assert waited_ms >= 290
 
 
 def test_what_a_stalled_camera_gives_too_late_is_nobodys_picture() -> None:
-    """Its frame must not answer the next part."""
+    """It comes while the next part waits for its own, and is new enough to be taken for it."""
     with Rig() as rig:
         stuck = threading.Event()
         rig.camera.script.put(stuck)
         rig.camera.script.put(BAD)
         rig.trigger("t1", deadline_ms=100)
         rig.verdicts(1)
-        rig.camera.triggered.clear()
-        stuck.set()
-        wait_until(rig.camera.script.empty, "the late frame to be grabbed")
         rig.trigger("t2")
+        rig.beat(lambda b: b["queue_depth"] == 0, "the second part to be in hand")
+        stuck.set()
         assert rig.verdicts(2)[1] == ("t2", "pass", "ok")
 
 
@@ -166,7 +165,9 @@ def test_the_gate_ends_the_deadline_and_goes_with_the_decision() -> None:
         rig.camera.script.put(threading.Event())
         rig.trigger("t2")
         assert rig.verdicts(2)[1] == ("t2", "unknown", "no_frame")
-        assert rig.decisions[1]["latency_ms"]["grab"] == pytest.approx(200, abs=150)
+        decision = rig.decisions[1]
+        assert decision["deadline_ns"] - 1_000_000 <= decision["t_publish_ns"]
+        assert decision["t_publish_ns"] < decision["gate"]["t_gate_ns"]
 
 
 @pytest.mark.parametrize("step_ns", [HOUR_NS, -HOUR_NS])
@@ -215,6 +216,16 @@ def test_stopping_waits_a_little_for_the_frame_of_the_part_in_hand() -> None:
         rig.camera.script.put(GOOD)
         rig.join()
         assert rig.verdicts(1) == [("t0", "pass", "ok")]
+
+
+def test_no_thread_is_left_of_a_line_whose_camera_only_was_silent() -> None:
+    rig = Rig()
+    rig.camera.always = None
+    with rig:
+        rig.trigger("t0")
+        wait_until(lambda: rig.camera.triggered, "the trigger")
+        rig.end()
+        assert [t.name for t in threading.enumerate() if t.name.startswith("grab-")] == []
 
 
 def test_stopping_does_not_wait_for_a_camera_that_hangs() -> None:

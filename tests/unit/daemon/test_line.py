@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from support.broker import wait_until
-from support.line_rig import BAD, GOOD, Rig, SteppingClock
+from support.line_rig import BAD, GOOD, Rig, ScriptedCamera, SteppingClock
 
 from metal_edge.daemon.cameras import CameraError, CameraTimeoutError, TornFrameError
+from metal_edge.daemon.clock import SystemClock
 
 HOUR_NS = 3_600_000_000_000
 
@@ -152,16 +153,16 @@ def test_a_part_that_is_inspected_too_late_does_not_pass() -> None:
 
 
 def test_the_gate_ends_the_deadline_and_goes_with_the_decision() -> None:
-    gate = {"offset_ms": 300, "margin_ms": 100, "encoder_counts": 1000}
+    gate = {"offset_ms": 600, "margin_ms": 400, "encoder_counts": 1000}
     with Rig(gate=gate) as rig:
         rig.trigger("t1", encoder=4_294_967_000)
         rig.verdicts(1)
         decision = rig.decisions[0]
         told = decision["gate"]
-        assert (told["offset_ms"], told["encoder_counts"]) == (300, 1000)
+        assert (told["offset_ms"], told["encoder_counts"]) == (600, 1000)
         assert told["encoder_gate"] == 4_294_968_000
         assert decision["encoder"] == 4_294_967_000
-        assert told["t_gate_ns"] - decision["deadline_ns"] == 100_000_000
+        assert told["t_gate_ns"] - decision["deadline_ns"] == 400_000_000
         rig.camera.script.put(threading.Event())
         rig.trigger("t2")
         assert rig.verdicts(2)[1] == ("t2", "unknown", "no_frame")
@@ -219,13 +220,11 @@ def test_stopping_waits_a_little_for_the_frame_of_the_part_in_hand() -> None:
 
 
 def test_no_thread_is_left_of_a_line_whose_camera_only_was_silent() -> None:
-    rig = Rig()
-    rig.camera.always = None
-    with rig:
+    with Rig({"quiet": ScriptedCamera("quiet", SystemClock())}) as rig:
         rig.trigger("t0")
         wait_until(lambda: rig.camera.triggered, "the trigger")
         rig.end()
-        assert [t.name for t in threading.enumerate() if t.name.startswith("grab-")] == []
+        assert "grab-quiet" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_stopping_does_not_wait_for_a_camera_that_hangs() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from metal_edge.export.masked_attention import MaskedAttentionSpec, plain, reference
 from metal_edge.export.masked_attention_block import plain as plain_block
 from metal_edge.export.masked_attention_block import reference as block_reference
-from tools.kernels.attention import Array, LaunchError, UnsupportedError, run_host
+from tools.kernels.attention import Array, UnsupportedError, run_host
 from tools.kernels.evidence import fused
 from tools.kernels.evidence.measure import check
 from tools.kernels.evidence.problems import Problem, problems

@@ -36,7 +36,7 @@ _IN_A_ROW = 20
 _LONG_US = 500.0  # of which two in a row are enough
 _WARM_UPS = 5
 _LEAST_TURNS = 5
-_BUDGET_S = 1.0  # of one problem
+_BUDGET_S = 0.5  # of one problem
 
 Work = Callable[[], None]
 

@@ -123,6 +123,8 @@ class AravisSource:
         try:
             return self._exposure(buffer)
         finally:
+            # A frame without its first packet would keep the number of the one before it here.
+            buffer.set_frame_id(0)
             self._stream.push_buffer(buffer)
 
     def close(self) -> None:
@@ -165,11 +167,12 @@ class AravisSource:
             self._stream.push_buffer(aravis.Buffer.new_allocate(payload))
         camera.start_acquisition()
 
-    def _exposure(self, buffer: Any) -> Exposure:
+    def _exposure(self, buffer: Any) -> Exposure | None:
         now_ns = self._clock.mono_ns()
-        status = buffer.get_status()
-        whole = status == self._aravis.BufferStatus.SUCCESS
-        # Without its first packet a frame has no number; it is the one after the last.
+        status, states = buffer.get_status(), self._aravis.BufferStatus
+        if status == states.CLEARED and not self._counter.begun:
+            return None  # the end of a frame that began before this stream
+        whole = status == states.SUCCESS
         numbered = whole or buffer.get_frame_id() != 0
         seq = self._counter.number(buffer.get_frame_id()) if numbered else None
         if not whole:
@@ -202,9 +205,14 @@ class AravisSource:
 
 
 class BlockCounter:
-    """Makes block ids that begin again at 1 into numbers that only grow."""
+    """Makes block ids that begin again at 1 into numbers that only grow.
+
+    Attributes:
+        begun: there was one.
+    """
 
     def __init__(self) -> None:
+        self.begun = False
         self._rounds = 0
         self._last = 0
 
@@ -213,6 +221,7 @@ class BlockCounter:
         if block_id <= _BLOCK_IDS and self._last - block_id > _BLOCK_IDS // 2:
             self._rounds += 1
         self._last = block_id
+        self.begun = True
         return block_id + self._rounds * _BLOCK_IDS
 
 

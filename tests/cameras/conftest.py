@@ -56,6 +56,7 @@ def fake(request: pytest.FixtureRequest) -> Callable[..., Process]:
         pytest.skip(f"{FAKE} not found: apt install aravis-tools")
 
     def start(*arguments: str) -> Process:
+        assert not gvcp_is_taken(), "another camera is answering on this machine"
         process = Process([program, "-i", "127.0.0.1", "-s", "GV01", *arguments])
         request.addfinalizer(process.kill)
         wait_until(gvcp_is_taken, "the fake camera")

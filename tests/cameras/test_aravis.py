@@ -23,6 +23,7 @@ from metal_edge.domain import TimeSource
 BACK_WITHIN_S = 5.0
 # The counter of the fake begins at 65400, near the end of GigE Vision's 16 bits.
 PAST_THE_WRAP = 65535 - 65400 + 20
+SMALL = {"Width": 256, "Height": 16}
 Fake = Callable[..., Process]
 
 
@@ -101,10 +102,19 @@ def test_exposures_that_nobody_grabs_overflow(opened: Open, fake: Fake) -> None:
     assert next_frame(camera).seq - first > 4
 
 
-def test_lost_packets_are_torn_frames_with_their_number(opened: Open, fake: Fake) -> None:
-    fake("-r", "5")
-    wired = {"mode": "hardware", "trigger_source": "Line0", "options": {"TriggerMode": "Off"}}
-    camera = gige(opened, fifo=64, **wired)
+@pytest.mark.parametrize(("per_thousand", "options"), [("5", {}), ("100", SMALL)])
+def test_lost_packets_are_torn_frames_with_their_number(
+    opened: Open, fake: Fake, per_thousand: str, options: dict[str, int]
+) -> None:
+    """Small pictures lose their first packet as well, and with it their number."""
+    fake("-r", per_thousand)
+    camera = gige(
+        opened,
+        mode="hardware",
+        trigger_source="Line0",
+        fifo=64,
+        options={**options, "TriggerMode": "Off"},
+    )
     whole: list[int] = []
     torn: list[int] = []
 
@@ -114,7 +124,7 @@ def test_lost_packets_are_torn_frames_with_their_number(opened: Open, fake: Fake
         except TornFrameError as error:
             assert error.seq is not None, error
             torn.append(error.seq)
-        return len(whole) > 5 and len(torn) > 5
+        return len(whole) > 5 and len(torn) > 5 and len(whole) + len(torn) > 40
 
     wait_until(enough, "frames of both kinds", 60)
     both = sorted(whole + torn)

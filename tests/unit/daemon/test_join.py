@@ -98,6 +98,12 @@ def test_a_reject_of_another_part_is_no_reject_of_this_one() -> None:
     assert len(joined.views) == 3
 
 
+def test_a_camera_that_nobody_asked_is_not_listened_to_and_not_overheard() -> None:
+    joined = join(TRIGGER, [view("bottom", 5.0), *GOOD], EXPECTED, NOW)
+    assert (joined.verdict, joined.reason) == (Verdict.UNKNOWN, Reason.INCONSISTENT)
+    assert [v.camera_id for v in joined.views] == list(EXPECTED)
+
+
 def test_the_earliest_deadline_counts_and_its_last_moment_too() -> None:
     early = replace(GOOD[0], trigger=replace(TRIGGER, deadline_mono_ns=NOW + 10))
     views = [early, *GOOD[1:]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from metal_edge.daemon.camera_options import Options, parse_options
+from metal_edge.daemon.camera_options import Options, parse_options, refuse_settings
 from metal_edge.daemon.cameras import (
     CameraError,
     CameraTimeoutError,
@@ -57,6 +57,7 @@ class FolderCamera:
         self._asked: tuple[Path | None, int] | None = None
         self._due_ns = 0
         self._closed = threading.Event()
+        refuse_settings(settings, "a picture is as it is", wired=True)
         options = parse_options(settings, FolderOptions)
         self._drop, self._torn = _numbers(options.drop), _numbers(options.torn)
         self._restart = _numbers(options.restart)

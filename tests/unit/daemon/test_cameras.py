@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import struct
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +99,56 @@ def test_free_run_skips_nothing_but_names_the_corrupt_one(pictures: Path) -> Non
     assert camera.grab(1).frame_id == "c.jpg"
     with pytest.raises(EndOfStreamError):
         camera.grab(1)
+
+
+def test_a_folder_that_vanishes_is_named_and_may_come_back(pictures: Path) -> None:
+    camera = folder_camera(pictures)
+    away = pictures.rename(pictures.with_name("away"))
+    camera.trigger("a")
+    with pytest.raises(CameraError, match=r"a\.png"):
+        camera.grab(1)
+    away.rename(pictures)
+    camera.trigger("a")
+    assert camera.grab(1).frame_id == "a.png"
+
+
+def test_a_picture_that_is_changed_between_two_parts_is_read_as_it_is(pictures: Path) -> None:
+    """Half written by somebody else: refused. Whole again: shown."""
+    camera = folder_camera(pictures)
+    write_image(pictures / "a.png", 77)
+    whole = (pictures / "a.png").read_bytes()
+    for size in (0, 20, len(whole) // 2, len(whole) - 20):
+        (pictures / "a.png").write_bytes(whole[:size])
+        camera.trigger("a")
+        with pytest.raises(CameraError, match=r"a\.png"):
+            camera.grab(1)
+    (pictures / "a.png").write_bytes(whole)
+    camera.trigger("a")
+    assert camera.grab(1).image.max() == 77
+
+
+def test_a_picture_too_large_to_be_one_is_refused_before_it_is_decoded(pictures: Path) -> None:
+    """A header of 30 000 x 30 000 pixels, and a file of 1 GB that takes no room on the disk."""
+    whole = (pictures / "a.png").read_bytes()
+    header = struct.pack(">II", 30_000, 30_000) + whole[24:29]
+    checksum = struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    (pictures / "a.png").write_bytes(whole[:16] + header + checksum + whole[33:])
+    with (pictures / "b.png").open("r+b") as file:
+        file.truncate(2**30)
+    camera = folder_camera(pictures)
+    tracemalloc.start()
+    for part, why in (("a", "pixels"), ("b", "b.png")):
+        camera.trigger(part)
+        with pytest.raises(CameraError, match=why):
+            camera.grab(1)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("key", ["exposure_us", "gain_db"])
+def test_a_folder_has_no_sensor(pictures: Path, key: str) -> None:
+    with pytest.raises(SettingsError, match=rf"camera\.{key} cannot be used with kind folder"):
+        folder_camera(pictures, **{key: 1.0})
 
 
 def test_loop_begins_again(pictures: Path) -> None:

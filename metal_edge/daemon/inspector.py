@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 SLICE_NS = 100_000_000
 # After a stop, the part in hand gets this long to come before the camera.
 GRACE_NS = 500_000_000
+# While a view is in trouble and no part comes, it is looked at this often.
+LOOK_AGAIN_NS = 1_000_000_000
 # A camera that gives neither frame nor error for so long after its time does not return.
 STUCK_NS = 500_000_000
 
@@ -60,6 +62,7 @@ class Inspector:
         self._clock = parts.clock
         self._shots = count(1)
         self._stop_seen_ns: int | None = None
+        self._looked_ns = 0
         cameras = (parts.settings.camera, *parts.settings.views)
         self._timeouts_s = tuple(camera.timeout_s for camera in cameras)
         self.heart = Heart(
@@ -148,6 +151,30 @@ class Inspector:
                 self.wait(part.next_end_ns)
             self.breathe()
         self.report(part.decide(), part.evidence)
+
+    def look_again(self) -> None:
+        """A picture for nobody, while a view is in trouble and no part comes.
+
+        Otherwise only a part could show that a camera is back, and a PLC that has stopped its
+        line sends none to a daemon that says that it is not healthy. A part that comes ends the
+        look. Not for cameras of files: the picture would be missing for the next part.
+        """
+        now_ns = self._clock.mono_ns()
+        if now_ns - self._looked_ns < LOOK_AGAIN_NS or not self._vitals().faults:
+            return
+        if self.state.now is State.DISARMED or not all(w.view.camera.live for w in self.workers):
+            return
+        self._looked_ns = now_ns
+        until_ns = now_ns + round(max(self._timeouts_s) * 1e9)
+        nobody = Trigger("look", None, now_ns, until_ns)
+        part = PartInHand(nobody, self.workers, self._timeouts_s, self._clock)
+        part.ask(next(self._shots))
+        while not (part.complete or len(self.parts.queue) or self.stopping()):
+            if not part.examine_next():
+                part.give_up(stopping=False)
+            if not part.complete:
+                self.wait(part.next_end_ns)
+            self.breathe()
 
     def _stop_is_due(self, now_ns: int) -> bool:
         if not self.stopping():

@@ -32,6 +32,7 @@ def run_triggered(line: Inspector) -> None:
             line.inspect(trigger)
         line.between_parts()
         if trigger is None:
+            line.look_again()
             line.wait()
 
 

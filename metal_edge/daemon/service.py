@@ -23,6 +23,10 @@ from metal_edge.settings import LineSettings, load_settings
 
 log = logging.getLogger(__name__)
 
+# Python's own 5 ms, for which a busy thread may keep the interpreter, would be most of a verdict's
+# latency. Measured on two loaded cores, from frame to verdict: p90 4.7 ms with it, 1.4 ms without.
+SWITCH_S = 0.0005
+
 
 def run_daemon(configs: Sequence[Path], *, keep_trying: bool = False) -> int:
     """Runs one line per settings file until SIGTERM, SIGINT, or the end of all their pictures.
@@ -43,6 +47,7 @@ def run_daemon(configs: Sequence[Path], *, keep_trying: bool = False) -> int:
     )
     # The watchdog's SIGABRT then says where each thread was.
     faulthandler.enable()
+    sys.setswitchinterval(SWITCH_S)
     lines = _lines(configs)
     stop, reload, notifier = StopFlag(), ReloadFlag(), Notifier(os.environ)
     tools = Tools(

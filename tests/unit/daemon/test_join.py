@@ -86,9 +86,10 @@ def test_a_view_that_is_missing_is_listed_as_such() -> None:
 
 
 def test_a_view_that_speaks_twice_contradicts_itself() -> None:
-    joined = join(TRIGGER, [*GOOD, GOOD[1]], EXPECTED, NOW)
+    joined = join(TRIGGER, [*GOOD, GOOD[0]], EXPECTED, NOW)
     assert (joined.verdict, joined.reason) == (Verdict.UNKNOWN, Reason.INCONSISTENT)
-    assert joined.camera_id == "right"
+    assert joined.camera_id == "left"
+    assert joined.views[0].reason is Reason.INCONSISTENT
 
 
 def test_a_reject_of_another_part_is_no_reject_of_this_one() -> None:
@@ -117,6 +118,8 @@ def test_the_earliest_deadline_counts_and_its_last_moment_too() -> None:
 def test_the_joined_decision_answers_the_trigger_that_asked() -> None:
     early = replace(GOOD[1], trigger=replace(TRIGGER, deadline_mono_ns=NOW + 10))
     assert join(TRIGGER, [GOOD[0], early, GOOD[2]], EXPECTED, NOW).trigger is TRIGGER
+    bad = replace(view("left", 2.0), trigger=early.trigger)
+    assert join(TRIGGER, [bad, *GOOD[1:]], EXPECTED, NOW).trigger is TRIGGER
 
 
 @pytest.mark.parametrize("decisions", [[], GOOD])

@@ -40,6 +40,8 @@ class EventSender:
         self._clock = clock
         self._in_flight: dict[int, str] = {}
         self._refused: dict[str, _Refused] = {}
+        # Returned together, since one by one they would come out in reverse.
+        self._to_return: list[str] = []
         self._accepted = 0
         self._not_before_ns = 0
         self._dropped = 0
@@ -52,6 +54,7 @@ class EventSender:
         """
         if self._clock.mono_ns() < self._not_before_ns:
             return
+        self._return()
         limit = IN_DOUBT if self._refused else EVENTS_IN_FLIGHT
         batch = self._outbox.next_batch(max(0, limit - len(self._in_flight)))
         for number, event in enumerate(batch):
@@ -81,13 +84,18 @@ class EventSender:
             self._outbox.delivered([event_id])
             return
         self._not_before_ns = self._clock.mono_ns() + RETRY_NS
-        self._outbox.returned([event_id])
+        self._to_return.append(event_id)
 
     def connection_lost(self) -> None:
         """Nothing in flight will be acknowledged any more: it all goes out again."""
-        self._outbox.returned(list(self._in_flight.values()))
+        self._to_return += self._in_flight.values()
         self._in_flight.clear()
         self._not_before_ns = 0
+        self._return()
+
+    def _return(self) -> None:
+        self._outbox.returned(self._to_return)
+        self._to_return = []
 
     def idle(self) -> bool:
         """True when every event has been delivered."""

@@ -52,7 +52,7 @@ def test_kill_9_loses_no_event_of_a_decision_that_was_heard(
 ) -> None:
     """The broker stays, the daemon is killed in the middle of its work, again and again."""
     seen: set[str] = set()
-    for life in range(4):
+    for life in range(3):
         daemon = start(**OUTBOX, **FREE_RUN)
         session = session_after(listener, seen)
         listener.wait(

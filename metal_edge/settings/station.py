@@ -39,6 +39,12 @@ class GateSettings(Section):
         default=10.0, ge=0, le=10_000, description="the verdict must be out this long before"
     )
 
+    @model_validator(mode="after")
+    def _leaves_time(self) -> GateSettings:
+        if self.offset_ms is not None and self.margin_ms >= self.offset_ms:
+            raise ValueError("margin_ms must be below offset_ms: no part could ever pass")
+        return self
+
 
 class MqttSettings(Section):
     """The broker. TLS is on as soon as `ca_file` is set."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from metal_edge.daemon.reject_gate import make_trigger
 from metal_edge.settings import GateSettings
@@ -19,7 +20,7 @@ MS = 1_000_000
         (1000, 10, 500, 500),
         (400, 10, 500, 390),
         (400, 0, 400, 400),
-        (5, 10, 500, -5),
+        (12, 10, 500, 2),
     ],
 )
 def test_the_earlier_of_deadline_and_gate_counts(
@@ -33,12 +34,13 @@ def test_the_earlier_of_deadline_and_gate_counts(
 @given(
     st.floats(1, 60_000),
     st.none() | st.floats(1, 600_000),
-    st.floats(0, 10_000),
+    st.floats(0, 0.99),
     st.integers(0, 2**62),
 )
 def test_no_deadline_lies_behind_the_gates(
-    deadline_ms: float, offset_ms: float | None, margin_ms: float, t_ns: int
+    deadline_ms: float, offset_ms: float | None, share: float, t_ns: int
 ) -> None:
+    margin_ms = min(10_000.0, share * (offset_ms or 1000))
     gate = GateSettings(offset_ms=offset_ms, margin_ms=margin_ms)
     trigger = make_trigger("t", None, t_ns, deadline_ms, gate)
     assert trigger.deadline_mono_ns - t_ns <= round(deadline_ms * MS)
@@ -60,3 +62,8 @@ def test_the_encoder_count_at_the_gate(
 
 def test_without_settings_there_is_no_gate() -> None:
     assert make_trigger("t", "p", 0, 500, GateSettings(), encoder=3).gate is None
+
+
+def test_a_margin_that_leaves_no_time_is_a_mistake_in_the_settings() -> None:
+    with pytest.raises(ValidationError, match="margin_ms must be below offset_ms"):
+        GateSettings(offset_ms=10, margin_ms=10)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support.broker import Listener, wait_until
+from support.notify import Manager
 
 from metal_edge.settings import load_settings
 
@@ -23,27 +23,6 @@ UNIT = Path(__file__).parents[2] / "systemd" / "metal-edge@.service"
 needs_systemd_analyze = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
 )
-
-
-class Manager:
-    """The receiving end of NOTIFY_SOCKET."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
-        self._socket.settimeout(0)
-
-    def heard(self, seen: list[str]) -> list[str]:
-        """Adds what has come since to `seen`."""
-        while True:
-            try:
-                seen.extend(self._socket.recv(4096).decode().splitlines())
-            except BlockingIOError:
-                return seen
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -58,23 +37,23 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
 def test_ready_watchdog_and_stopping(
     start: StartDaemon, listener: Listener, manager: Manager
 ) -> None:
-    seen: list[str] = []
     daemon = start({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1000000"})
-    wait_until(lambda: manager.heard(seen).count("WATCHDOG=1") >= 3, "three signs of life", 20)
+    wait_until(lambda: manager.heard().count("WATCHDOG=1") >= 3, "three signs of life", 20)
+    seen = manager.heard()
     assert seen.count("READY=1") == 1
     assert seen.index("READY=1") < seen.index("WATCHDOG=1")
     # READY means armed: the birth was on the wire before.
     assert listener.wait("state").data["status"] == "online"
     assert "STOPPING=1" not in seen
     assert daemon.stop() == 0
-    assert "STOPPING=1" in manager.heard(seen)
+    assert "STOPPING=1" in manager.heard()
 
 
 @pytest.mark.timeout(60)
 def test_a_line_that_cannot_be_armed_never_says_ready(start: StartDaemon, manager: Manager) -> None:
     daemon = start({"NOTIFY_SOCKET": manager.address}, bundle="nowhere")
     assert daemon.exit_code() == 66
-    assert "READY=1" not in manager.heard([])
+    assert "READY=1" not in manager.heard()
 
 
 @pytest.mark.timeout(60)
@@ -85,7 +64,7 @@ def test_no_watchdog_for_another_process(
     daemon = start({"NOTIFY_SOCKET": manager.address, **watchdog})
     daemon.armed(listener)
     wait_until(lambda: len(listener.all("heartbeat")) > 5, "heartbeats")
-    assert "WATCHDOG=1" not in manager.heard([])
+    assert "WATCHDOG=1" not in manager.heard()
     daemon.process.send_signal(signal.SIGTERM)
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +42,8 @@ def write_settings(path: Path, broker: Broker, **sections: dict[str, Any] | str 
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
     return str(value) if isinstance(value, int | float) else f'"{value}"'
@@ -52,6 +54,7 @@ class Daemon:
 
     Args:
         prefix: a program that execs the daemon, such as `ip netns exec NAME`.
+        also: settings of more lines in the same process.
         log: name of that file; next to the settings, and named like them, if empty.
     """
 
@@ -63,9 +66,11 @@ class Daemon:
         prefix: tuple[str, ...] = (),
         cwd: Path | None = None,
         log: str = "",
+        also: Sequence[Path] = (),
     ) -> None:
         self._errors = config.with_name(log) if log else config.with_suffix(".stderr")
-        command = [*prefix, sys.executable, "-m", "metal_edge.daemon", "--config", str(config)]
+        configs = [word for path in (config, *also) for word in ("--config", str(path))]
+        command = [*prefix, sys.executable, "-m", "metal_edge.daemon", *configs]
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 command,

@@ -1,0 +1,157 @@
+"""Keepers and their box around lines that fail, hang and end: threads are real, lines are not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.broker import wait_until
+from support.notify import Manager
+
+from metal_edge.daemon import keeper as keeper_module
+from metal_edge.daemon.arming import Tools
+from metal_edge.daemon.box import Box, ReloadFlag
+from metal_edge.daemon.clock import SystemClock
+from metal_edge.daemon.line import StopFlag
+from metal_edge.errors import ExitCode, UnavailableError
+from metal_edge.runtime.shared import Engines
+from metal_edge.settings import CameraSettings, LineSettings
+
+Run = Callable[[Tools], None]
+
+
+class Bench:
+    """A box whose lines do what the test says when they run."""
+
+    def __init__(self, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stop = StopFlag()
+        self.ended: ExitCode | None = None
+        self.error: BaseException | None = None
+        self.manager = manager
+        self._runs: dict[str, Run] = {}
+        monkeypatch.setattr(keeper_module, "arm", self._arm)
+        monkeypatch.setattr(keeper_module, "BACK_OFF_FIRST_S", 0.01)
+        self._thread = threading.Thread(target=self._live, daemon=True)
+
+    def start(self, patient: bool = True, **runs: Run) -> None:
+        self._runs = runs
+        self._patient = patient
+        self._thread.start()
+
+    def join(self) -> None:
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    def _live(self) -> None:
+        notifier = self.manager.notifier
+        tools = Tools(SystemClock(), self.stop, Engines(), notifier, lambda what: None)
+        lines = {
+            name: lambda name=name: LineSettings(
+                bundle=Path(name), camera=CameraSettings(kind="folder")
+            )
+            for name in self._runs
+        }
+        try:
+            self.ended = Box(lines, tools, notifier, ReloadFlag(), patient=self._patient).run()
+        except UnavailableError as error:
+            self.error = error
+
+    def _arm(self, settings: LineSettings, tools: Tools, cleanup: ExitStack) -> Any:
+        del cleanup
+        name = settings.bundle.name
+        identity = SimpleNamespace(model_id="m", topic_root=name)
+        serving = SimpleNamespace(identity=identity)
+        run = self._runs[name]
+        line = SimpleNamespace(serving=serving, run=lambda: run(tools))
+        return SimpleNamespace(line=line, changeover=None)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    manager = Manager(str(tmp_path / "notify"))
+    bench = Bench(manager, monkeypatch)
+    yield bench
+    bench.stop.request()
+    bench.join()
+    manager.close()
+
+
+def lives(tools: Tools) -> None:
+    """A good line: signs until it is told to stop."""
+    while not tools.stop.requested():
+        tools.notifier.watchdog()
+        threading.Event().wait(0.002)
+
+
+def test_an_exception_in_one_loop_leaves_the_other_alone(bench: Bench) -> None:
+    tries: list[str] = []
+
+    def breaks(tools: Tools) -> None:
+        tries.append("again")
+        if len(tries) < 4:
+            raise ZeroDivisionError
+        lives(tools)
+
+    starts: list[str] = []
+
+    def lives_once(tools: Tools) -> None:
+        starts.append("once")
+        lives(tools)
+
+    bench.start(bad=breaks, good=lives_once)
+    wait_until(lambda: len(tries) == 4, "the line to be tried until it lives")
+    wait_until(lambda: bench.manager.heard().count("WATCHDOG=1") > 3, "signs of life")
+    assert starts == ["once"]
+    bench.stop.request()
+    bench.join()
+    assert bench.ended is ExitCode.OK
+
+
+def test_one_line_that_hangs_starves_the_watchdog(bench: Bench) -> None:
+    hangs = threading.Event()
+    signs: list[str] = []
+
+    def hang(tools: Tools) -> None:
+        tools.notifier.watchdog()
+        hangs.wait(20)
+
+    def counts(tools: Tools) -> None:
+        while not hangs.wait(0.002):
+            signs.append("alive")
+            tools.notifier.watchdog()
+
+    bench.start(hangs=hang, good=counts)
+    wait_until(lambda: "READY=1" in bench.manager.heard(), "both lines to run")
+    wait_until(lambda: len(signs) > 100, "the other line to go on")
+    assert bench.manager.heard().count("WATCHDOG=1") <= 1
+    hangs.set()
+
+
+def test_an_impatient_line_takes_its_error_to_the_box(bench: Bench) -> None:
+    def gone(tools: Tools) -> None:
+        raise UnavailableError("no camera", "plug it in")
+
+    bench.start(patient=False, only=gone)
+    bench.join()
+    assert str(bench.error) == "no camera: plug it in"
+
+
+def test_the_box_ends_when_all_lines_have_come_to_their_end(bench: Bench) -> None:
+    bench.start(a=lambda tools: None, b=lambda tools: None)
+    bench.join()
+    assert bench.ended is ExitCode.OK
+
+
+def test_ready_is_said_once_every_line_was_tried(bench: Bench) -> None:
+    def gone(tools: Tools) -> None:
+        raise UnavailableError("no camera", "plug it in")
+
+    bench.start(a=gone, b=lives)
+    wait_until(lambda: "READY=1" in bench.manager.heard(), "READY")
+    text = next(row for row in bench.manager.heard() if row.startswith("STATUS=a: offline"))
+    assert "no camera" in text

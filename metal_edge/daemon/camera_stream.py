@@ -39,6 +39,7 @@ class StreamCamera:
         self._reader: Reader | None = None
         self._mailbox = self._new_mailbox()
         self._left_behind: list[Reader] = []
+        self._given_up = False
 
     def connect(self) -> Source:
         """See `Connect`; called by the reading thread, again and again."""
@@ -129,7 +130,11 @@ class StreamCamera:
             return
         self._left_behind = [r for r in self._left_behind if not r.join(0)]
         if len(self._left_behind) >= MOST_LEFT_BEHIND:
+            if not self._given_up:
+                log.error("camera %s: its driver hangs again and again; restart", self.name)
+            self._given_up = True
             return
+        self._given_up = False
         log.error("camera %s: its driver hangs; a new thread takes over", self.name)
         reader.stop()
         self._left_behind.append(reader)

@@ -66,7 +66,7 @@ def table(**more: Any) -> Table:
         "ExposureTime": (20.0, 1e6),
         "GainAuto": ("Off", "Continuous"),
         "Gain": (0.0, 24.0),
-        "TriggerSelector": ("AcquisitionStart", "FrameStart"),
+        "TriggerSelector": ("FrameStart", "AcquisitionStart"),
         "TriggerMode": ("Off", "On"),
         "TriggerSource": ("Software", "Line1", "Line2"),
         "Width": (16.0, 2448.0),

@@ -289,7 +289,7 @@ def test_a_connection_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_read_that_never_returns_gets_a_new_thread_so_many_times(
-    told: MakeTold, monkeypatch: pytest.MonkeyPatch
+    told: MakeTold, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(camera_reader, "HANGS_AFTER_S", 0.0)
     for_ever = threading.Event()
@@ -309,6 +309,7 @@ def test_a_read_that_never_returns_gets_a_new_thread_so_many_times(
     for _ in range(5):
         assert _silent(hopeless)
     assert len(hopeless.tries) == MOST_LEFT_BEHIND + 1
+    assert caplog.text.count("again and again") == 1
     for_ever.set()
 
 

@@ -83,10 +83,23 @@ def test_the_mask_covers_the_crop(tiny: tuple[Bundle, list[Inspection]]) -> None
     settings = RegionSettings(inspect=(box(100, 50, 131, 81),))
     rules = view_rules(changed(bundle, preprocess=source), settings, 1000, golden)
     assert rules.regions is not None and rules.regions.inspected is not None
+    assert rules.source_size == (300, 200)
     assert rules.regions.area == (100, 50, 64, 128)
     expected = np.zeros((8, 8), bool)
     expected[:2, :4] = True
     np.testing.assert_array_equal(rules.regions.inspected, expected)
+
+
+def test_without_a_crop_the_mask_covers_the_whole_picture(
+    tiny: tuple[Bundle, list[Inspection]],
+) -> None:
+    bundle, golden = tiny
+    size = {"source_width": 300, "source_height": 200, "width": 32, "height": 32}
+    whole = changed(bundle, preprocess=type(bundle.manifest.preprocess)(**size))
+    rules = view_rules(whole, RegionSettings(ignore=(box(0, 0, 150, 200),)), 1000, golden)
+    assert rules.regions is not None and rules.regions.inspected is not None
+    assert rules.regions.area == (0, 0, 300, 200)
+    assert not rules.regions.inspected[:, :4].any() and rules.regions.inspected[:, 4:].all()
 
 
 @pytest.mark.parametrize("share", [None, "0.1", True, -0.1, 1.5, float("nan")])

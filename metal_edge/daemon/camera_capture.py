@@ -12,8 +12,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+from pydantic import Field
 
-from metal_edge.daemon.camera_options import refuse_options, refuse_settings
+from metal_edge.daemon.camera_options import Options, parse_options, refuse_options, refuse_settings
 from metal_edge.daemon.camera_source import Exposure
 from metal_edge.daemon.camera_stream import OPEN_TIMEOUT_S, StreamCamera
 from metal_edge.daemon.cameras import CameraError, EndOfStreamError
@@ -145,13 +146,39 @@ class VideoCamera(CaptureCamera):
         return VideoSource(capture, self.name, self._clock, self._settings.fps)
 
 
+class RtspOptions(Options):
+    """`[camera.options]` of kind rtsp."""
+
+    #: From exposure to arrival, at least: encoder, network, decoder.
+    latency_ms: float = Field(default=0.0, ge=0, le=10_000, allow_inf_nan=False)
+
+
+class RtspSource(CaptureSource):
+    """A stream whose pictures were taken a known time before they arrive."""
+
+    def __init__(
+        self, capture: Any, name: str, clock: Clock, timeout_s: float, *, latency_ms: float
+    ) -> None:
+        super().__init__(capture, name, clock, timeout_s)
+        self._latency_ns = round(latency_ms * 1e6)
+
+    def exposure(self, picture: Any, began_ns: int, now_ns: int) -> Exposure:
+        """See `CaptureSource.exposure`."""
+        return super().exposure(picture, began_ns - self._latency_ns, now_ns - self._latency_ns)
+
+
 class RtspCamera(CaptureCamera):
     """An RTSP stream through FFmpeg; by TCP, OpenCV's default."""
 
     def __init__(self, settings: CameraSettings, clock: Clock) -> None:
         super().__init__(settings, clock)
         refuse_settings(settings, "set it on the camera's own pages")
-        refuse_options(settings)
+        self._options = parse_options(settings, RtspOptions)
+
+    def source(self, capture: cv2.VideoCapture) -> RtspSource:
+        """See `CaptureCamera.source`."""
+        timeout_s, latency_ms = self._settings.timeout_s, self._options.latency_ms
+        return RtspSource(capture, self.name, self._clock, timeout_s, latency_ms=latency_ms)
 
     def capture(self) -> cv2.VideoCapture:
         """See `CaptureCamera.capture`."""

@@ -18,7 +18,7 @@ import pytest
 from support.broker import wait_until
 from support.tiny_bundle import write_image
 
-from metal_edge.daemon.camera_capture import CaptureCamera, VideoCamera
+from metal_edge.daemon.camera_capture import CaptureCamera, RtspCamera, VideoCamera
 from metal_edge.daemon.camera_folder import FolderCamera
 from metal_edge.daemon.cameras import (
     CameraError,
@@ -352,6 +352,24 @@ def test_a_trigger_wants_a_frame_whose_read_began_later() -> None:
     camera.trigger(None)
     go_on.set()
     assert int(camera.grab(2).image[0, 0, 0]) == 3
+    camera.close()
+
+
+def test_a_streams_latency_counts_as_age() -> None:
+    """What arrives within it after a trigger was taken before, and may show the part before."""
+
+    class Stream(RtspCamera):
+        def capture(self) -> Any:
+            return ScriptedCapture(steady(1)())
+
+    late = {"latency_ms": 300}
+    camera = Stream(settings("rtsp", "rtsp://h/x", timeout_s=2, options=late), SystemClock())
+    camera.open()
+    asked_ns = time.monotonic_ns()
+    camera.trigger(None)
+    frame = camera.grab(5)
+    assert frame.t_mono_ns >= asked_ns
+    assert time.monotonic_ns() - asked_ns >= 300e6
     camera.close()
 
 

@@ -113,6 +113,7 @@ class Press:
     def __init__(self, machine: Machine, etc: Path) -> None:
         self.machine = machine
         self.etc = etc
+        self.settings = SETTINGS
 
     def start(self) -> None:
         """`systemctl start` returns when the daemon has said READY=1."""

@@ -92,6 +92,40 @@ def test_only_the_state_directory_can_be_written(press: Press) -> None:
     assert int(status["Uid"].split()[0]) >= 61184  # systemd's range of dynamic users
 
 
+def test_the_outbox_lies_in_the_state_directory(press: Press, ear: Ear) -> None:
+    press.start()
+    wait_until(lambda: sessions(ear), "the birth")
+    press.trigger("t1", "good")
+    wait_until(lambda: [e for e in ear.all("event") if e["trigger_id"] == "t1"], "the audit event")
+    found = press.machine.run("find", "/var/lib/metal-edge/press1/", "-name", "outbox.sqlite")
+    assert found.count("outbox.sqlite") == 1
+    assert press.machine.run("find", "/run/metal-edge/press1/", "-name", "*.ring").count("\n") == 1
+
+
+def test_reload_takes_settings_over_without_a_restart(press: Press, ear: Ear) -> None:
+    press.start()
+    wait_until(lambda: sessions(ear), "the birth")
+    pid = press.pid
+    settings = press.etc / "press1.toml"
+    settings.write_text(press.settings.replace("5000", "4321"))
+    press.machine.run("systemctl", "reload", "metal-edge@press1")
+    wait_until(lambda: ear.all("config")[-1]["decision"]["deadline_ms"] == 4321, "new settings")
+    settings.write_text(
+        press.settings.replace("4321", "5000").replace("loop = true", "loop = false")
+    )
+    press.machine.run("systemctl", "reload", "metal-edge@press1")
+    wait_until(lambda: "camera.loop cannot change" in press.journal(), "the refusal")
+    wait_until(lambda: "reload failed" in press.show()["StatusText"], "the status to say so")
+    assert press.pid == pid
+
+
+def test_a_priority_that_the_sandbox_refuses_is_noted(press: Press, ear: Ear) -> None:
+    (press.etc / "press1.toml").write_text(press.settings + "[runtime]\nrealtime_priority = 10\n")
+    press.start()
+    assert "runtime.realtime_priority = 10 is not permitted" in press.journal()
+    wait_until(lambda: sessions(ear), "the birth all the same")
+
+
 def test_exposure_is_low(press: Press) -> None:
     press.start()
     press.machine.run("systemd-analyze", "security", "--threshold=25", "metal-edge@press1")

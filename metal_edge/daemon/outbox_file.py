@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -22,6 +23,8 @@ from metal_edge.daemon.storage import (
 SCHEMA_VERSION = 1
 # What a row costs besides its payload, roughly: key, index, page overhead.
 ROW_OVERHEAD = 200
+_LAST_ROW = 2**62
+_SALVAGE = "SELECT n, event_id, payload FROM events NOT INDEXED WHERE n > ? ORDER BY n"
 SAVE_EVERY_NS = 600_000_000_000
 _SCHEMA = """
 CREATE TABLE events (
@@ -152,6 +155,37 @@ class OutboxFile:
     def _look_at_oldest(self) -> None:
         row = self._database.execute("SELECT in_use_ns FROM events ORDER BY n LIMIT 1").fetchone()
         self._oldest_ns = None if row is None else row[0]
+
+
+def salvaged(path: Path) -> Iterator[OutboxEvent]:
+    """What can still be read of a damaged file, oldest first. Raises nothing of SQLite's.
+
+    SQLite has no checksums, so only what still reads as the event that it says it is counts.
+    """
+    after, gap = 0, 1
+    database = sqlite3.connect(path, timeout=0)
+    try:
+        while after < _LAST_ROW:
+            try:
+                for n, event_id, payload in database.execute(_SALVAGE, (after,)):
+                    after, gap = n, 1
+                    if _makes_sense(event_id, payload):
+                        yield OutboxEvent(event_id, payload)
+                return
+            except sqlite3.Error:  # jumps over the damage, in ever longer leaps
+                after, gap = after + gap, 2 * gap
+    finally:
+        database.close()
+
+
+def _makes_sense(event_id: object, payload: object) -> bool:
+    if not isinstance(event_id, str) or not isinstance(payload, bytes):
+        return False
+    try:
+        content = json.loads(payload)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.get("event_id") == event_id
 
 
 def _size_of(payload: int) -> int:

@@ -19,12 +19,13 @@ import os
 import sqlite3
 import threading
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.journal import Journal
 from metal_edge.daemon.outbox import OutboxEvent, OutboxStats
-from metal_edge.daemon.outbox_file import OutboxFile
+from metal_edge.daemon.outbox_file import OutboxFile, salvaged
 from metal_edge.daemon.outbox_queue import Entry, EventQueue
 from metal_edge.daemon.storage import (
     Limits,
@@ -86,6 +87,7 @@ class SqliteOutbox:
         self._dropped_told = 0
 
         self._file: OutboxFile | None = None
+        self._salvage: Path | None = None
         self._lock_file: int | None = None
         self._loaded = 0
         self._retry_ns = RETRY_FIRST_NS
@@ -227,7 +229,8 @@ class SqliteOutbox:
         with self._lock:
             before, self._trouble = self._trouble, trouble
         if trouble != before:
-            log.error("outbox: %s (%s); events wait in memory", trouble, self._path)
+            details = " ".join(str(error).split())
+            log.error("outbox: %s (%s: %s); events wait in memory", trouble, self._path, details)
         if is_corrupt(error):
             self._put_aside()
 
@@ -239,12 +242,24 @@ class SqliteOutbox:
         done_seq = 0
         try:
             file = self._file = self._file or OutboxFile.open(self._path, self._clock)
+            if self._salvage is not None:
+                aside, self._salvage = self._salvage, None
+                self._take_over(file, aside)
             if found and self._journal is not None:
                 done_seq = file.journal_seq(self._journal.ring_id)
         finally:
             with self._lock:
                 self._queue.recover(entry for entry in found if (entry.seq or 0) > done_seq)
         return file
+
+    def _take_over(self, file: OutboxFile, damaged: Path) -> None:
+        """What can still be read goes into the new file; nobody else does it later."""
+        events = salvaged(damaged)
+        count = 0
+        while batch := list(islice(events, BATCH)):
+            file.store(batch, (), None)
+            count += len(batch)
+        log.warning("outbox: %d events of the damaged file are saved", count)
 
     def _open_journal(self) -> list[Entry]:
         """What it holds of an earlier life; the last word on each event counts."""
@@ -299,8 +314,8 @@ class SqliteOutbox:
         with self._lock:
             if self._journal is not None:
                 self._journal.release(self._queue.safe_seq(self._journal.next_seq - 1))
-            self._more_rows = False
             room = self._queue.room(WINDOW)
+            self._more_rows = self._file is not None and room == 0  # perhaps; the next look tells
         if self._file is None or room == 0:
             return
         rows = self._file.load(self._loaded, room)
@@ -319,15 +334,18 @@ class SqliteOutbox:
             self._queue.forget_rows()
             self._begun_anew = True
         try:
-            aside = put_aside(self._path, self._clock.utc_ns())
+            aside = self._salvage = put_aside(self._path, self._clock.utc_ns())
             log.error("outbox: the damaged file is now %s; a new one is begun", aside)
         except OSError as error:
             log.error("outbox: the damaged file cannot be put aside (%s)", error)
             self._next_try_ns = self._clock.mono_ns() + self._retry_ns
 
     def _shut(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        try:
+            if self._file is not None:
+                self._file.close()
+        except sqlite3.Error as error:
+            log.error("outbox: %s on closing", what_is_wrong(error))
         with self._lock:
             if self._journal is not None:
                 self._journal.close()

@@ -169,6 +169,8 @@ def is_corrupt(error: Exception) -> bool:
 
 def what_is_wrong(error: Exception) -> str:
     """An error of file system or SQLite in a few steady words, for the list of problems."""
+    if is_corrupt(error):
+        return "damaged file"
     known = {
         "SQLITE_FULL": "disk full",
         "SQLITE_READONLY": "read-only",

@@ -39,6 +39,7 @@ class Reader:
         last_error: why there are no frames; None while there are.
         tried: set when the first attempt to connect is over.
         opened: some attempt to connect was a success, whatever came later.
+        connected: there is a source now, as far as anybody knows.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Reader:
         self.last_error: CameraError | None = None
         self.tried = threading.Event()
         self.opened = False
+        self.connected = False
         self._clock = clock
         self._connect = connect
         self._mailbox = mailbox
@@ -125,7 +127,7 @@ class Reader:
         if self._awaited:
             # Somebody may be waiting for this very exposure; no other one can stand in for it.
             self._mailbox.put(error, self._clock.mono_ns())
-        self._awaited = False
+        self._awaited = self.connected = False
         self.tried.set()
 
     def _read_once(self) -> None:
@@ -144,7 +146,7 @@ class Reader:
     def _use(self, source: Source) -> None:
         self._seq_offset = None
         self._awaited = source.on_request or self.settings.mode is CameraMode.HARDWARE
-        self.opened = True
+        self.opened = self.connected = True
         self.tried.set()
         try:
             self._read(source)

@@ -83,6 +83,11 @@ class StreamCamera:
         self._replace_if_it_hangs(reader)
         error = reader.last_error
         why = f" ({error.what})" if error is not None else ""
+        if self._settings.mode is CameraMode.HARDWARE and not reader.connected:
+            raise CameraError(
+                f"camera {self.name} is not connected{why}",
+                "check cable and power" if error is None else error.remedy,
+            )
         raise CameraTimeoutError(
             f"camera {self.name} gave no frame in time{why}",
             "check cable, power, trigger and frame rate" if error is None else error.remedy,

@@ -90,7 +90,8 @@ class Camera(Protocol):
         next exposure, in order, none left out but those that gaps in `Frame.seq` stand for.
 
         Raises:
-            CameraTimeoutError: none within `timeout_s` seconds.
+            CameraTimeoutError: none within `timeout_s` seconds. In `hardware` mode that is no
+                fault, and proves that the camera is there: one that is not raises CameraError.
             TornFrameError: a piece of the frame is missing.
             FrameOverflowError: `hardware`: exposures were lost here, too many were waiting.
             EndOfStreamError: a file camera in free run is at its end.

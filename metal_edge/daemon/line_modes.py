@@ -88,7 +88,8 @@ class _Hardware:
         if self._is_exposure(outcome):
             self._answer(outcome, None)
         elif isinstance(outcome.error, CameraTimeoutError):
-            return
+            # Or a PLC that stopped its line would never send the part that shows it is back.
+            self._line.workers[0].there()
         elif isinstance(outcome.error, FrameOverflowError):
             log.error("%s", outcome.error)  # the gap in the counter brings the verdicts
         else:

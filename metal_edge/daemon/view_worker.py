@@ -40,6 +40,7 @@ class ViewWorker:
         self._grabber = Grabber(view.camera, view.camera_id, clock, bell)
         self._asked_ns = 0
         self._must_be_newer = False
+        self._told = ""
 
     def start(self) -> None:
         """Starts the camera's thread."""
@@ -71,19 +72,23 @@ class ViewWorker:
         """The frame, or the reason why there is none."""
         latency = {"grab": (outcome.t_mono_ns - self._asked_ns) / 1e6}
         if outcome.frame is None:
-            log.warning("camera %s gave no frame: %s", self.view.camera_id, outcome.error)
+            self._tell(str(outcome.error))
             fault = _fault_of(outcome.error)
             self._camera_failed(fault)
             return self._evidence(latency, fault=fault)
-        self._failures["camera"] = 0
+        self.there()
         self.last_frame_ns = outcome.t_mono_ns
         requested = self._asked_ns if self._must_be_newer else None
         return self._evidence(latency, frame=outcome.frame, requested_mono_ns=requested)
 
+    def there(self) -> None:
+        """The camera is in order, though it may have nothing to show."""
+        self._failures["camera"], self._told = 0, ""
+
     def silent(self, fault: Reason) -> Evidence:
         """Nothing came in time."""
         if fault is not Reason.SHUTTING_DOWN:
-            log.warning("camera %s gave no frame in time", self.view.camera_id)
+            self._tell("nothing in time")
             self._camera_failed(fault)
         latency = {"grab": (self._clock.mono_ns() - self._asked_ns) / 1e6}
         return self._evidence(latency, fault=fault)
@@ -135,6 +140,12 @@ class ViewWorker:
             "post": (self._clock.mono_ns() - done_ns) / 1e6,
         }
         return replace(evidence, inspection=inspection, assessment=assessment, latency_ms=latency)
+
+    def _tell(self, why: str) -> None:
+        """A broken camera says the same many times a second."""
+        level = logging.DEBUG if why == self._told else logging.WARNING
+        log.log(level, "camera %s gave no frame: %s", self.view.camera_id, why)
+        self._told = why
 
     def _camera_failed(self, fault: Reason) -> None:
         bad_luck = self._triggered or fault is Reason.TORN_FRAME

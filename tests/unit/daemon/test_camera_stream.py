@@ -169,6 +169,24 @@ def test_a_lost_connection_is_an_answer_where_each_exposure_counts(told: MakeTol
     assert numbers(items)[4] == after.seq + 1
 
 
+def test_silence_of_a_wired_camera_means_that_it_is_there(told: MakeTold) -> None:
+    """So a line whose camera was away knows that it is back before there is a part."""
+    camera = told([CameraError("unplugged")], CameraError("still out"), [], **HARDWARE)
+    with pytest.raises(CameraError, match="unplugged"):
+        camera.grab(1)
+    kinds: list[type[CameraError]] = []
+
+    def silent() -> bool:
+        with pytest.raises(CameraError) as caught:
+            camera.grab(0.01)
+        kinds.append(caught.type)
+        return caught.type is CameraTimeoutError
+
+    wait_until(silent, "silence")
+    assert len(camera.tries) == 3
+    assert set(kinds[:-1]) == {CameraError}
+
+
 def test_a_counter_that_begins_anew_never_looks_continued(told: MakeTold) -> None:
     items = numbers(grabbed(told([5, 6, 1, 2], **HARDWARE), 4))
     assert items[1] - items[0] == 1 and items[2] - items[1] > MAX_GAP and items[3] - items[2] == 1

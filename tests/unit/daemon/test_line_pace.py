@@ -100,14 +100,25 @@ def test_a_broken_camera_holds_the_line_and_shifts_no_verdict() -> None:
     with hardware() as rig:
         seen(rig, 1)
         rig.verdicts(1)
-        rig.camera.script.put(CameraError("the cable is out"))
+        for _ in range(20):
+            rig.camera.script.put(CameraError("the cable is out"))
         beat = rig.beat(lambda b: not b["healthy"], "an unhealthy heartbeat")
         assert (beat["problems"], len(rig.decisions)) == (["camera"], 1)
         seen(rig, 2)
+        wait_until(lambda: len(rig.decisions) == 2, "the verdict on the first frame after it")
         assert rig.verdicts(2)[1] == ("hw-2", "unknown", "lost_trigger")
         rig.beat(lambda b: b["healthy"], "a healthy heartbeat")
         seen(rig, 3)
         assert rig.verdicts(3)[2] == ("hw-3", "pass", "ok")
+
+
+def test_a_camera_that_is_back_needs_no_part_to_show_it() -> None:
+    """A PLC that has stopped its line sends none."""
+    with hardware(timeout_s=0.05) as rig:
+        rig.camera.script.put(CameraError("the cable is out"))
+        rig.beat(lambda b: not b["healthy"], "an unhealthy heartbeat")
+        rig.beat(lambda b: b["healthy"], "a healthy heartbeat")
+        assert rig.decisions == []
 
 
 def test_exposures_that_overflowed_are_found_by_their_gap() -> None:

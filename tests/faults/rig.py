@@ -84,7 +84,7 @@ class Rig:
     stack: ends the processes.
     broker: the line's own, not yet started; a plain one if None.
     package: folder to import metal_edge from instead of this checkout, for mutants.
-    model_fault: see tests/support/tiny_bundle.py.
+    model: see `build_bundle` of tests/support/tiny_bundle.py.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class Rig:
         *,
         broker: Broker | None = None,
         package: Path | None = None,
-        model_fault: str = "",
+        model: dict[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.stack = stack
         self._package = package
-        build_bundle(folder / "bundle", fault=model_fault)
+        build_bundle(folder / "bundle", **(model or {}))
         (folder / "control").write_text("")
         plugin = folder / "plugin" / "scene-1.0.dist-info"
         plugin.mkdir(parents=True)
@@ -114,6 +114,7 @@ class Rig:
         self.recorder = stack.enter_context(Listener(broker, retry_s=0.05, qos=0))
         self.config = folder / "line.toml"
         self.runs: list[Run] = []
+        self._sees_parts = True
         self._plcs: list[subprocess.Popen[bytes]] = []
         self._gate, self._eye = Tail(folder / "gate.jsonl"), Tail(folder / "eye.jsonl")
         self._said = Tail(folder / "plc.out")
@@ -135,6 +136,7 @@ class Rig:
         for name, value in sections.items():
             old = wanted.get(name)
             wanted[name] = {**old, **value} if isinstance(old, dict) else value
+        self._sees_parts = wanted["camera"]["kind"] == "scene"
         return write_settings(self.config, self.broker, **wanted)
 
     def start_daemon(self) -> Daemon:
@@ -332,6 +334,7 @@ class Rig:
             for p in passages
             if p.passed is None and p.gate_ns < stopped_ns - NS // 2
         ]
+        exposures = self._exposures() if self._sees_parts else self._told_exposures(passages)
         verdicts: dict[str, set[tuple[str, str]]] = defaultdict(set)
         for word in words:
             verdicts[word.trigger_id].add((word.session_id, word.verdict))
@@ -342,8 +345,10 @@ class Rig:
         return Audit(
             parts=len(gate),
             passed=sum(line["gate"] == "pass" for line in gate),
-            uninspected=uninspected(passages, self._exposures(), words, self._lives()),
-            escapes=[p.part_id for p in passages if p.passed and is_bad(p.part_id)],
+            uninspected=uninspected(passages, exposures, words, self._lives()),
+            escapes=[
+                p.part_id for p in passages if self._sees_parts and p.passed and is_bad(p.part_id)
+            ],
             lost_events=self.lost_events(),
             repeated_events=sum(n - 1 for n in events.values()),
             stale_decisions=sum(age_s(h) > 1.5 for h in self.recorder.all("decision")),
@@ -352,9 +357,9 @@ class Rig:
         )
 
     def _statements(self) -> list[Statement]:
-        keys = ("session_id", "trigger_id", "part_id", "verdict", "frame_id")
+        keys = ("session_id", "trigger_id", "part_id", "verdict")
         return [
-            Statement(**{key: heard.data[key] for key in keys})
+            Statement(**{key: heard.data[key] for key in keys}, frame_id=self._picture(heard.data))
             for name in ("decision", "event")
             for heard in self.recorder.all(name)
         ]
@@ -365,6 +370,26 @@ class Rig:
             for path in (self.folder / "camera").glob("*.jsonl")
             for line in Tail(path).lines()
         ]
+
+    def _told_exposures(self, passages: list[Passage]) -> list[Exposure]:
+        """For a camera that keeps no record: the times that the daemon names, on this host's
+        clock, and who stood there then by the photo-eye. Whether the picture is a good one only
+        the scenario knows.
+        """
+        offset_ns = time.time_ns() - time.monotonic_ns()
+        found = []
+        for heard in self.recorder.all("event"):
+            if heard.data["t_exposure_ns"] is not None:
+                t_ns = heard.data["t_exposure_ns"] - offset_ns
+                before = [p.part_id for p in passages if p.t_ns <= t_ns]
+                shown = before[-1] if before else None
+                found.append(Exposure(self._picture(heard.data) or "", shown, t_ns))
+        return found
+
+    def _picture(self, decision: dict[str, Any]) -> str | None:
+        """Its name; a real camera's numbers begin anew when it does, so the time goes with them."""
+        name = decision["frame_id"]
+        return name if self._sees_parts else f"{name} at {decision['t_exposure_ns']}"
 
     def _lives(self) -> list[Life]:
         """Which process each session was: the newest one running when it was first heard."""

@@ -73,7 +73,7 @@ def test_camera_stall_stops_the_line(rig: Rig, trial: Trial) -> None:
     limit_s=BACK_S,
 )
 def test_slow_inference(make_rig: MakeRig, trial: Trial) -> None:
-    rig = make_rig(model_fault="slow")
+    rig = make_rig(model={"fault": "slow"})
     rig.start(decision={"trigger_queue": 3})
     rig.camera("bright")
     rig.wait_reason("deadline_missed")

@@ -21,6 +21,8 @@
 # One puts a whole line under every fault of the table, about 10 minutes (FAST=1: the quick ones;
 #   MUTANTS=1: also that each deliberate mistake is noticed):
 #   make test-faults   kills, hangs, partitions, bad cameras, full disks: report (WRITE=1 for docs/faults.md)
+# One checks and times all of it on an NVIDIA GPU; there is none in CI:
+#   make device-check   engines, parity, latency, kernels (RUN=folder; KERNELS_ONLY=1: no TensorRT)
 # All install what they need: system packages by apt (as root or through sudo), Python packages
 # into .venv, at the versions in constraints.txt.
 

@@ -31,7 +31,6 @@ from metal_edge.export.onnx_model import probe_images
 from metal_edge.export.tensorrt_inspect import layers_of
 from metal_edge.files import write_text
 from metal_edge.runtime.base import Runner
-from metal_edge.runtime.cuda_memory import missing_cuda_package
 from metal_edge.runtime.load import load_runner
 from metal_edge.runtime.tensorrt_load import missing_for_tensorrt, missing_gpu
 from metal_edge.runtime.timing import take_turns
@@ -40,6 +39,8 @@ from tools.device.agreement import compare
 from tools.device.kernels import check_kernels
 from tools.device.proof import prove
 from tools.device.report import Engine, Latency, Report, render
+from tools.kernels import build, gpu
+from tools.kernels.attention import LaunchError
 from tools.results.command import run_command
 
 HELP = """Build, compare and time the TensorRT engines of one model on this machine; write a report.
@@ -86,7 +87,8 @@ def check(
         expected = [runner.run(frame[None])[0] for frame in frames]
         reference = _latency(runner, frames[0], "ONNX Runtime FP32")
     with progress("building and timing the kernels") as advance:
-        kernels = check_kernels(out / "kernels", _compute_capability())
+        name, capability = _gpu()
+        kernels = check_kernels(out / "kernels", capability)
         advance(1, 1, "")
     engines = []
     for precision in PRECISIONS:
@@ -96,21 +98,26 @@ def check(
             say(f"{precision}: {error}")
             engines.append(Engine(precision, failure=str(error)))
     model = str(case.bundles["fp32"].manifest.model.get("kind", "unknown"))
-    _finish(Report(_machine(), model, reference, engines, _command(), _now(), kernels), out)
+    machine = _machine(f"{name}, compute capability {capability}")
+    _finish(Report(machine, model, reference, engines, _command(), _now(), kernels), out)
 
 
 def _kernels_alone(out: Path) -> Report:
-    missing = missing_gpu() or missing_cuda_package()
-    if missing is not None:
+    try:
+        missing = missing_gpu()
+        found = gpu.describe() if missing is None else None
+    except (build.MissingToolError, build.BuildError, LaunchError) as error:
+        missing, found = str(error), None
+    if found is None:
         raise UnavailableError(
-            f"the kernels need an NVIDIA GPU: {missing}",
+            f"the kernels need an NVIDIA GPU and nvcc: {missing}",
             "`make test-kernels` shows what can be shown without",
         )
     out.mkdir(parents=True, exist_ok=True)
-    kernels = check_kernels(out / "kernels", _compute_capability())
+    kernels = check_kernels(out / "kernels", found.rpartition(" ")[2])
     say("the kernels' tests, NVIDIA's checkers and counters, PyTorch's kernels: some minutes")
     kernels = prove(kernels, out / "kernels")
-    return Report(_machine(), None, None, [], _command(), _now(), kernels)
+    return Report(_machine(found), None, None, [], _command(), _now(), kernels)
 
 
 def _command() -> str:
@@ -189,16 +196,11 @@ def _latency(runner: Runner, frame: NDArray[np.uint8], what: str) -> Latency:
     return Latency(float(np.median(times)), float(np.percentile(times, 99)), len(times))
 
 
-def _machine() -> dict[str, str]:
+def _machine(gpu_words: str) -> dict[str, str]:
     """What a reader must know to compare: GPU, versions, power mode."""
-    from metal_edge.runtime.cuda_memory import open_cuda  # noqa: PLC0415
     from metal_edge.runtime.tensorrt_engine import import_tensorrt  # noqa: PLC0415
 
-    cuda = open_cuda()
-    try:
-        facts = {"GPU": f"{cuda.gpu}, compute capability {cuda.compute_capability}"}
-    finally:
-        cuda.close()
+    facts = {"GPU": gpu_words}
     missing = missing_for_tensorrt()
     facts["TensorRT"] = missing or str(import_tensorrt().__version__)
     facts["driver"] = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
@@ -212,12 +214,13 @@ def _machine() -> dict[str, str]:
     return facts
 
 
-def _compute_capability() -> str:
+def _gpu() -> tuple[str, str]:
+    """Name and compute capability of the GPU that the runtime opens."""
     from metal_edge.runtime.cuda_memory import open_cuda  # noqa: PLC0415
 
     cuda = open_cuda()
     try:
-        return cuda.compute_capability
+        return cuda.gpu, cuda.compute_capability
     finally:
         cuda.close()
 

@@ -106,6 +106,17 @@ class GpuMemory:
         self.check(self._library.gpu_copy(*pointers, ctypes.c_uint64(size)))
 
 
+def describe() -> str:
+    """Name and compute capability of this machine's GPU, "..., compute capability 9.0".
+
+    Raises:
+        build.MissingToolError: no nvcc.
+        LaunchError: no GPU.
+    """
+    library = ctypes.CDLL(str(build.gpu_library([API], architecture())))
+    return GpuMemory(library).describe()
+
+
 class GpuLibrary(HostLibrary):
     """The attention kernels for this machine's GPU.
 

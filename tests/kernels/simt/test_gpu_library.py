@@ -12,7 +12,7 @@ from support.fused_blocks import check_exact, random_case
 
 from tools.kernels import build
 from tools.kernels.attention import FOLDER, LaunchError, run_host
-from tools.kernels.gpu import API, GpuBlock, GpuLibrary
+from tools.kernels.gpu import API, GpuBlock, GpuLibrary, describe
 
 FAKE = Path(__file__).with_name("fake_gpu_api.cpp")
 
@@ -65,3 +65,7 @@ def test_what_a_kernel_writes_behind_an_array_is_found(tmp_path: Path) -> None:
     case = make_case(np.float32, queries=16, keys=16)
     with pytest.raises(LaunchError, match="wrote behind out"):
         run_host(GpuLibrary((32,), tmp_path), case.tensors, case.spec)
+
+
+def test_a_gpu_is_described_as_the_device_check_reads_it() -> None:
+    assert describe().rpartition(" ")[2] == "0.0"

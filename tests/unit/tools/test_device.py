@@ -176,7 +176,7 @@ def test_without_a_gpu_it_says_what_is_missing(
 @pytest.mark.skipif(missing_gpu() is None, reason="this machine has a GPU")
 def test_the_kernels_alone_need_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--kernels-only", "--out", str(tmp_path / "out")]) == 69
-    assert "the kernels need an NVIDIA GPU" in capsys.readouterr().err
+    assert "the kernels need an NVIDIA GPU and nvcc" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -67,7 +67,7 @@ def test_what_comes_after_the_trial_does_not_count(tmp_path: Path) -> None:
     assert new.ended == ["passed"]
 
 
-@given(st.lists(st.one_of(st.integers(1, 4), st.none()), max_size=40))
+@given(st.lists(st.sampled_from([1, 2, 3, 4, 1, 2, 3, 4, 1, None]), max_size=40))
 def test_it_ends_at_most_once(outcomes: list[int | None]) -> None:
     """None stands for an inference that failed; a number for a batch of good ones."""
     ended: list[str] = []

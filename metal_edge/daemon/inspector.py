@@ -103,6 +103,9 @@ class Inspector:
 
     def between_parts(self) -> None:
         """Breathes, and does what other threads asked for. No part is in hand."""
+        if self._requests.mended():
+            for worker in self.workers:
+                worker.forget()
         self.breathe()
         while (request := self._requests.next_models()) is not None:
             models, done = request
@@ -251,14 +254,20 @@ class Inspector:
 
     def _vitals(self) -> Vitals:
         """How this thread and its cameras are doing."""
-        faults = [
-            fault if len(self.workers) == 1 else f"{fault}: {worker.view.camera_id}"
-            for worker in self.workers
-            for fault in worker.faults()
-        ]
+        several = len(self.workers) > 1
+
+        def named(worker: ViewWorker, problems: Sequence[str]) -> list[str]:
+            return [f"{p}: {worker.view.camera_id}" if several else p for p in problems]
+
+        faults = [fault for worker in self.workers for fault in named(worker, worker.faults())]
+        notes = [note for worker in self.workers for note in named(worker, worker.notes())]
         frames = [worker.last_frame_ns for worker in self.workers]
         known = [t for t in frames if t is not None]
         oldest = min(known) if len(known) == len(frames) else None
         return Vitals(
-            tuple(faults), oldest, self.frames_dropped, self.triggers_lost, self.parts.notes()
+            faults=tuple(faults),
+            last_frame_ns=oldest,
+            frames_dropped=self.frames_dropped,
+            triggers_lost=self.triggers_lost,
+            notes=(*notes, *self.parts.notes()),
         )

@@ -61,7 +61,12 @@ class Line:
         return self._inspector.models[self._parts.views[0].camera_id]
 
     def arm(self) -> State:
-        """Inspects again after `disarm`."""
+        """Inspects again after `disarm`; what failed again and again gets another chance.
+
+        Otherwise only a part could show that a back end works again, and a PLC may send none to a
+        line that is not healthy.
+        """
+        self._requests.mend()
         return self._tell(Event.ARM)
 
     def disarm(self, because: str = "") -> State:

@@ -30,6 +30,19 @@ class Requests:
         self._models: deque[tuple[Models, Done]] = deque()
         self._snapshots: list[Taken] = []
         self._ended = False
+        self._mended = False
+
+    def mend(self) -> None:
+        """Somebody has seen to what failed; it gets another chance."""
+        with self._lock:
+            self._mended = True
+        self._bell.ring()
+
+    def mended(self) -> bool:
+        """Whether `mend` was called, once."""
+        with self._lock:
+            mended, self._mended = self._mended, False
+        return mended
 
     def replace(self, models: Models, done: Done) -> None:
         """New models. `done` gets them back at once when the line has stopped."""

@@ -65,8 +65,16 @@ class ViewWorker:
         return self._grabber.take()
 
     def faults(self) -> tuple[str, ...]:
-        """What of this view has failed again and again: camera, picture, inference."""
-        return tuple(name for name, n in self._failures.items() if n >= FAILURES_TO_HOLD)
+        """What has failed again and again, so that this view cannot inspect: camera, inference."""
+        return self._failing("camera", "inference")
+
+    def notes(self) -> tuple[str, ...]:
+        """What is wrong with it besides: picture after picture that shows no part."""
+        return self._failing("picture")
+
+    def forget(self) -> None:
+        """Somebody says that it is mended."""
+        self._failures = dict.fromkeys(self._failures, 0)
 
     def seen(self, outcome: Outcome) -> Evidence:
         """The frame, or the reason why there is none."""
@@ -140,6 +148,9 @@ class ViewWorker:
             "post": (self._clock.mono_ns() - done_ns) / 1e6,
         }
         return replace(evidence, inspection=inspection, assessment=assessment, latency_ms=latency)
+
+    def _failing(self, *names: str) -> tuple[str, ...]:
+        return tuple(name for name in names if self._failures[name] >= FAILURES_TO_HOLD)
 
     def _tell(self, why: str) -> None:
         """A broken camera says the same many times a second."""

@@ -100,6 +100,20 @@ def test_the_heart_beats_at_its_own_pace_when_nothing_else_happens() -> None:
         assert [b["seq"] for b in rig.broker.beats[:40]] == list(range(1, 41))
 
 
+def test_pictures_that_show_no_part_degrade_the_line_until_one_does() -> None:
+    """They do not hold it: each is refused anyway, and a wired line could not look again."""
+    with Rig() as rig:
+        for number in range(3):
+            rig.camera.script.put(0)
+            rig.trigger(f"t{number}")
+            rig.verdicts(number + 1)
+        beat = rig.beat(lambda b: b["problems"], "a problem")
+        assert (beat["problems"], beat["healthy"]) == (["picture"], True)
+        rig.trigger("t3")
+        assert rig.verdicts(4)[3] == ("t3", "pass", "ok")
+        rig.beat(lambda b: not b["problems"], "no problem")
+
+
 def test_a_trigger_wakes_the_line_at_once() -> None:
     """Between two heartbeats of one a second; waiting for the next look would take longer."""
     with Rig(heartbeat_hz=1) as rig:

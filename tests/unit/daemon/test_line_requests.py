@@ -46,6 +46,27 @@ def test_disarmed_every_trigger_is_unknown_at_once_until_armed() -> None:
         ]
 
 
+@ANY_MODE
+def test_arm_gives_what_failed_another_chance_and_no_more(mode: str) -> None:
+    rig = Rig(camera={"mode": mode})
+    rig.camera.always = None
+    rig.runner.error = RuntimeError("the graphics card is gone")
+
+    def three_parts(first: int) -> None:
+        for number in range(first, first + 3):
+            rig.trigger(f"t{number}")
+            rig.camera.script.put(GOOD)
+            rig.verdicts(number + 1)
+        rig.beat(lambda b: b["problems"] == ["inference"], "the fault in a heartbeat")
+
+    with rig:
+        three_parts(0)
+        rig.command("arm")
+        rig.beat(lambda b: b["healthy"], "a healthy heartbeat")
+        three_parts(3)
+        assert {d["verdict"] for d in rig.decisions} == {"unknown"}
+
+
 def test_a_part_in_hand_does_not_pass_after_disarm_was_answered() -> None:
     with Rig() as rig:
         rig.runner.gate = threading.Event()

@@ -65,7 +65,7 @@ def test_kill_9_loses_no_event_of_a_decision_that_was_heard(
     delivered(listener, session_after(listener, seen))
     heard = {h.data["event_id"] for h in listener.all("decision")}
     told = {h.data["event_id"] for h in listener.all("event")}
-    assert len(heard) > 15
+    assert len(heard) >= 4 + 5 + 6
     assert heard - told == set()
 
 

@@ -190,3 +190,35 @@ def test_a_mistake_in_the_settings_is_not_tried_for_ever(press: Press) -> None:
     unit = press.show()
     assert (unit["ActiveState"], unit["ExecMainStatus"], unit["NRestarts"]) == ("failed", "78", "0")
     assert "did you mean 'bundle'" in press.journal()
+
+
+def test_the_documented_drop_in_gives_the_priority(press: Press, ear: Ear) -> None:
+    limit = (
+        "--pipe",
+        "--wait",
+        "-q",
+        "-pLimitRTPRIO=50",
+        "sh",
+        "-c",
+        "grep priority /proc/self/limits",
+    )
+    if " 50 " not in press.machine.run("systemd-run", *limit):
+        pytest.skip("this computer lets nobody raise RLIMIT_RTPRIO")
+    page = (Path(__file__).parents[2] / "docs" / "lifecycle.md").read_text(encoding="utf-8")
+    lines = page.split("  ```\n  [Service]\n")[1].split("  ```")[0]
+    assert "LimitRTPRIO" in lines
+    drop_in = "/run/systemd/system/metal-edge@press1.service.d"
+    write = f"mkdir -p {drop_in} && printf '%s' \"$1\" > {drop_in}/rt.conf"
+    press.machine.run("sh", "-c", write, "sh", "[Service]\n" + lines)
+    press.machine.run("systemctl", "daemon-reload")
+    try:
+        (press.etc / "press1.toml").write_text(
+            press.settings + "[runtime]\nrealtime_priority = 10\n"
+        )
+        press.start()
+        wait_until(lambda: "runs at SCHED_FIFO 10" in press.journal(), "the priority")
+        wait_until(lambda: sessions(ear), "the birth")
+        press.machine.run("systemd-analyze", "security", "--threshold=25", "metal-edge@press1")
+    finally:
+        press.machine.run("rm", "-r", drop_in)
+        press.machine.run("systemctl", "daemon-reload")

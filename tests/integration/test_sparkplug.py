@@ -98,6 +98,7 @@ def test_birth_data_rebirth_and_death(
             assert device["Line/Status"] == "online"
 
         host.publish(f"spBv1.0/acme/NCMD/{NODE}", b"\xff\x00", qos=0)
+        wait_until(lambda: "NCMD ignored" in daemon.log, "the malformed command, logged")
         host.rebirth()
         again = values(host.until("NBIRTH", 2))
         assert again["bdSeq"] == 0, "the connection is the same"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from google.protobuf.message import DecodeError
+from hypothesis import given
 from hypothesis import strategies as st
 from support.sparkplug_proto import Payload, decode, values
 
@@ -106,10 +107,26 @@ rebirth.metrics.add(name=REBIRTH, boolean_value=True)
 REBIRTH_BYTES = rebirth.SerializeToString()
 
 
-@given(st.binary(max_size=64) | st.integers(0, len(REBIRTH_BYTES)).map(lambda n: REBIRTH_BYTES[:n]))
-@example(b"\x12\xff\xff\xff\xff\x0f")
-@example(b"\x80" * 11)
-@example(b"\x0b")
+@pytest.mark.parametrize(
+    "payload",
+    [
+        REBIRTH_BYTES[:-1],
+        b"\x12" + bytes([REBIRTH_BYTES[1] + 1]) + REBIRTH_BYTES[2:],
+        b"\x12\xff\xff\xff\xff\x0f",
+        b"\x80" * 11,
+        b"\x80",
+        b"\x0b",
+        b"\x02\x00",
+    ],
+)
+def test_what_protobuf_refuses_is_refused(payload: bytes) -> None:
+    with pytest.raises(DecodeError):
+        Payload().ParseFromString(payload)
+    with pytest.raises(MalformedPayloadError):
+        asks_for_rebirth(payload)
+
+
+@given(st.binary(max_size=64))
 def test_anything_is_a_command_or_malformed(payload: bytes) -> None:
     try:
         wanted = asks_for_rebirth(payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +38,17 @@ def test_a_mapped_time_lies_between_the_exposure_and_the_arrival(
         assert mapped_ns <= true_ns + delay_ns
         assert true_ns <= mapped_ns + 1
         assert mapped_ns - true_ns <= min(window) + drift_ns
+
+
+@pytest.mark.parametrize("ppm", [-DRIFT_PPM // 2, DRIFT_PPM // 2])
+def test_drift_never_makes_a_frame_older_than_it_is(ppm: int) -> None:
+    """One frame a second, the first of all without delay: after a minute 3 ms of drift."""
+    clock = ClockMap()
+    for second in range(WINDOW):
+        true_ns = (1000 + second) * 1000 * MS
+        delay_ns = 0 if second == 0 else 20 * MS
+        mapped_ns = clock.map(true_ns + second * 1000 * ppm, true_ns + delay_ns)
+        assert true_ns <= mapped_ns <= true_ns + delay_ns
 
 
 def test_a_frame_that_waited_is_as_old_as_it_is() -> None:

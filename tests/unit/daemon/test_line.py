@@ -144,14 +144,17 @@ def test_a_stalled_camera_holds_up_neither_heart_nor_verdict() -> None:
 def test_what_a_stalled_camera_gives_too_late_is_nobodys_picture() -> None:
     """It comes while the next part waits for its own, and is new enough to be taken for it."""
     with Rig() as rig:
-        stuck = threading.Event()
-        rig.camera.script.put(stuck)
-        rig.camera.script.put(BAD)
+        stuck, own = threading.Event(), threading.Event()
+        for item in (stuck, BAD, own):
+            rig.camera.script.put(item)
         rig.trigger("t1", deadline_ms=100)
         rig.verdicts(1)
         rig.trigger("t2")
         rig.beat(lambda b: b["queue_depth"] == 0, "the second part to be in hand")
         stuck.set()
+        wait_until(rig.camera.script.empty, "the late picture to be out of the way")
+        rig.beat(lambda b: b["last_decision_seq"] == 1, "still only the first verdict")
+        own.set()
         assert rig.verdicts(2)[1] == ("t2", "pass", "ok")
 
 

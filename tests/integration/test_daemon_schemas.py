@@ -21,9 +21,13 @@ pytestmark = pytest.mark.timeout(90)
 
 GOOD = {
     "trigger": {"trigger_id": "t9", "part_id": "good", "encoder": 4711},
-    "recipe": {"recipe": "nobody-knows"},
+    "recipe": {"recipe": "other"},
     "disarm": {"reason": "cleaning"},
 }
+
+
+# In this order: what is armed last serves the snapshot; a change of recipe must be over.
+VERBS = ("trigger", "recipe", "golden-check", "disarm", "arm", "snapshot")
 
 
 def address_of(name: str) -> str:
@@ -53,6 +57,8 @@ def test_every_topic_says_what_its_schema_describes(
             mqtt={"echo_timeout_s": 30.0},
             gate={"offset_ms": 400.0, "encoder_counts": 5000},
             heartbeat_hz=20,
+            evidence={"keep": "all", "path": "pictures"},
+            recipes={"other": {"bundle": "bundle"}},
         )
         daemon.armed(listener)
         beat = json.loads(wire.wait("heartbeat").payload)
@@ -62,15 +68,15 @@ def test_every_topic_says_what_its_schema_describes(
         for number, part in enumerate(("good", "bad", "missing", "good")):
             listener.trigger(STATION, f"t{number}", part)
             listener.verdict(f"t{number}")
-        for verb in FIELDS:
+        assert sorted(VERBS) == sorted(FIELDS)
+        for verb in VERBS:
+            reply = f"{STATION}/reply/me/{verb}"
             for fields in ({"strange": 1}, GOOD.get(verb, {})):
                 payload = json.dumps(fields).encode()
-                reply = f"{STATION}/reply/me/{verb}"
                 wire.publish(address_of(f"cmd-{verb}"), payload, response=reply, correlation=b"c")
-        listener.trigger(STATION, "t10", "good")  # for the snapshot to take
-        listener.verdict("t10")
-        for verb in FIELDS:
-            wire.wait(verb, 2 + (2 if verb == "reply" else 0))
+            if verb == "snapshot":
+                listener.trigger(STATION, "t10", "good")
+            wire.wait(reply, 2)
         wait_until(
             lambda: any(json.loads(m.payload)["echo_age_ms"] for m in wire.named("heartbeat")),
             "a heartbeat that tells of the echo",
@@ -92,6 +98,7 @@ def test_every_topic_says_what_its_schema_describes(
         for verb in FIELDS:
             replies = wire.named(f"{STATION}/reply/me/{verb}")
             assert len(replies) == 2, verb
+            assert {json.loads(m.payload)["status"] for m in replies[1:]} <= {"done", "accepted"}
             for message in replies:
                 assert complaints(f"reply-{verb}", json.loads(message.payload)) == []
                 assert message.properties.CorrelationData == b"c"

@@ -52,7 +52,7 @@ class Trial:
 
     def judge_recovery(self) -> None:
         """Holds it against the limit, which is meant for a computer that is there for the line:
-        where others take their share, the limit is that much longer, and the row says so.
+        where others take their share, the limit is longer, twice at most, and the row says so.
         """
         row = self.row
         if row.limit_s is None or not row.recoveries:
@@ -60,7 +60,7 @@ class Trial:
         slowest, load = max(row.recoveries), os.getloadavg()[0] / (os.cpu_count() or 1)
         if slowest > row.limit_s and load > 1:
             row.notes.append(f"on a busy machine: load {load:.1f} per core")
-        limit_s = row.limit_s * max(1.0, load)
+        limit_s = row.limit_s * min(2.0, max(1.0, load))
         assert slowest <= limit_s, f"took {slowest:.1f} s, not {limit_s:.1f} s"
 
 

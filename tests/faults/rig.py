@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ HERE = Path(__file__).parent
 PERIOD_MS, GATE_MS = 100, 500
 NS = 1_000_000_000
 EVENTS_S = 20.0  # for what waits in the outbox to come after the fault
+SEQ = re.compile(r"reporter: seq=(\d+) ")  # the daemon's log line of a decision
 ENTRY_POINT = "[metal_edge.cameras]\nscene = scene_camera:SceneCamera\n"
 
 
@@ -307,9 +309,13 @@ class Rig:
             time.sleep(0.1)  # bounded by EVENTS_S; what is still missing then is lost
 
     def lost_events(self) -> list[str]:
-        """Numbers that a session gave to a decision and of which no event was ever heard."""
+        """Numbers that a session gave to a decision, by its log or on the wire, and of which no
+        event was ever heard.
+        """
         heard: dict[str, set[int]] = defaultdict(set)
         given: dict[str, int] = defaultdict(int)
+        for session, run in self._sessions():
+            given[session] = max(map(int, SEQ.findall(run.daemon.log)), default=0)
         for name in ("event", "decision"):
             for message in self.recorder.all(name):
                 session, seq = message.data["session_id"], message.data["seq"]
@@ -391,16 +397,21 @@ class Rig:
         name = decision["frame_id"]
         return name if self._sees_parts else f"{name} at {decision['t_exposure_ns']}"
 
-    def _lives(self) -> list[Life]:
+    def _sessions(self) -> list[tuple[str, Run]]:
         """Which process each session was: the newest one running when it was first heard."""
         first: dict[str, int] = {}
         for heard in self.recorder.all("state"):
             first.setdefault(heard.data["session_id"], round(heard.at * NS))
-        lives = []
-        for session, at_ns in first.items():
-            run = max((r for r in self.runs if r.from_ns <= at_ns), key=lambda r: r.from_ns)
-            lives.append(Life(session, run.from_ns, run.until_ns))
-        return lives
+        return [
+            (
+                session,
+                max((r for r in self.runs if r.from_ns <= at_ns), key=lambda r: r.from_ns),
+            )
+            for session, at_ns in first.items()
+        ]
+
+    def _lives(self) -> list[Life]:
+        return [Life(s, run.from_ns, run.until_ns) for s, run in self._sessions()]
 
     def _environment(self) -> dict[str, str]:
         paths = [str(self.folder / "plugin"), str(HERE), str(self._package or HERE.parents[1])]

@@ -34,6 +34,7 @@ NUMBERS = {
     Cause.SESSION_CHANGED: 12,
     Cause.BROKER_LOST: 13,
     Cause.LINE_STOPPED: 14,
+    Cause.LATE_EXPOSURE: 16,
 }
 VERDICTS = {"unknown": 0, "reject": 1, "pass": 2}
 
@@ -59,21 +60,35 @@ class Both:
         assert self.block.values["Fault"] == (NUMBERS[fault] if fault else 0)
         assert self.block.values["Armed"] == (fault is None)
 
-    def trigger(self, number: int, part: int, travel: int, golden: bool) -> None:
+    def trigger(
+        self, number: int, part: int, travel: int, golden: bool, dwell: int | None = None
+    ) -> None:
         trigger_id, part_id, gate = f"t{number}", f"p{part}", self.now + travel
         if trigger_id in self.parts:
             return  # the PLC counts its triggers: it never gives a number twice
         try:
-            self.gate.on_trigger(trigger_id, part_id, self.now * MS, gate * MS, golden=golden)
+            self.gate.on_trigger(
+                trigger_id,
+                part_id,
+                self.now * MS,
+                gate * MS,
+                leaves_ns=None if dwell is None else (self.now + dwell) * MS,
+                golden=golden,
+            )
             new = True
         except ValueError:
             new = False
-        got = self.call(1, TriggerId=trigger_id, PartId=part_id, GateMs=gate, Golden=golden)
+        leaves = -1 if dwell is None else self.now + dwell
+        ids = {"TriggerId": trigger_id, "PartId": part_id}
+        got = self.call(1, **ids, GateMs=gate, LeavesMs=leaves, Golden=golden)
         assert got["Refused"] is not new
         if new:
             self.parts[trigger_id] = gate
 
-    def decision(self, number: int, part: int, session: str, verdict: str, kind: str) -> None:
+    def decision(
+        self, ids: tuple[int, int], session: str, verdict: str, kind: str, age: int | None = 0
+    ) -> None:
+        number, part = ids
         score, threshold = (0.5, 1.0) if kind != "above" else (1.0, 1.0)
         payload: dict[str, Any] = {
             "schema": 1,
@@ -85,6 +100,8 @@ class Both:
             "verdict": verdict,
             "score": None if kind == "no score" else score,
             "threshold": threshold,
+            "t_publish_ns": 10**18,
+            "t_exposure_ns": None if age is None else 10**18 - age * MS,
         }
         readable, trigger_id, part_id = True, f"t{number}", f"p{part}"
         text = json.dumps(payload).encode()
@@ -104,6 +121,8 @@ class Both:
             Numbers=kind != "no score",
             Score=score,
             Threshold=threshold,
+            AgeKnown=age is not None,
+            AgeMs=age or 0,
         )
 
     def heartbeat(self, session: str, step: int, healthy: bool, kind: str) -> None:
@@ -166,14 +185,15 @@ EVENTS = st.one_of(
         st.integers(0, 5),
         st.integers(0, 400),
         st.booleans(),
+        st.sampled_from([None, 0, 1, 100]),
     ),
     st.tuples(
         st.just("decision"),
-        st.integers(0, 40),
-        st.integers(0, 5),
+        st.tuples(st.integers(0, 40), st.integers(0, 5)),
         sessions,
         st.sampled_from(list(VERDICTS)),
         st.sampled_from(["plain"] * 8 + ["retained", "garbage", "schema", "above", "no score"]),
+        st.sampled_from([0, 1, 10, 99, 100, 101, -1, None]),
     ),
     st.tuples(
         st.just("heartbeat"),
@@ -211,6 +231,10 @@ def test_a_part_with_a_decision_of_its_own_is_released_and_only_that() -> None:
     assert _day(travel=0)[0] is False
     assert _day(golden=True)[0] is False
     assert _day(silence=601)[0] is False
+    assert _day(dwell=50, passing=60, age=10) == (True, 1)
+    assert _day(dwell=50, passing=61, age=10) == (False, 16)
+    assert _day(dwell=50, passing=60, age=61) == (False, 16)
+    assert _day(dwell=50, passing=40, age=None) == (False, 16)
 
 
 def _day(
@@ -221,13 +245,18 @@ def _day(
     travel: int = 100,
     golden: bool = False,
     silence: int = 0,
+    dwell: int | None = None,
+    passing: int = 0,
+    age: int | None = 0,
 ) -> tuple[bool, int]:
     both = Both()
     both.state("s1", "online")
     both.heartbeat("s1", 1, True, "plain")
-    both.trigger(1, 1, max(travel, silence), golden)
-    both.decision(1, 1, session, verdict, kind)
-    both.wait(max(travel, silence))
+    both.trigger(1, 1, max(travel, silence), golden, dwell)
+    if passing:
+        both.wait(passing)
+    both.decision((1, 1), session, verdict, kind, age)
+    both.wait(max(travel, silence) - passing)
     return both.block.values["Release"], both.block.values["Cause"]
 
 
@@ -335,6 +364,9 @@ def test_the_line_block_does_what_the_simulator_does(
         ("NowMs >= Parts[i].GateMs", "NowMs > Parts[i].GateMs"),
         ("Parts[Free].Fault := Fault;", ""),
         ("(Score < Threshold)", "(Score <= Threshold)"),
+        ("((NowMs - AgeMs) > Parts[i].LeavesMs)", "FALSE"),
+        ("((NowMs - AgeMs) < Parts[i].SinceMs)", "FALSE"),
+        ("NOT AgeKnown", "FALSE"),
     ],
 )
 def test_these_tests_see_a_broken_block(
@@ -367,5 +399,5 @@ def _triggered_while_offline() -> None:
     both.trigger(1, 1, 100, False)
     both.state("s1", "online")
     both.heartbeat("s1", 1, True, "plain")
-    both.decision(1, 1, "s1", "pass", "plain")
+    both.decision((1, 1), "s1", "pass", "plain")
     both.wait(100)

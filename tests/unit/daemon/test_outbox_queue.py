@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metal_edge.daemon.outbox import OutboxEvent
-from metal_edge.daemon.outbox_queue import EventQueue
+from metal_edge.daemon.outbox_queue import Entry, EventQueue
 
 
 def queue_with(names: str) -> EventQueue:
@@ -68,6 +68,7 @@ def test_the_journal_is_needed_for_what_is_neither_stored_nor_delivered() -> Non
     assert queue.safe_seq(4) == 1
     entries, gone = queue.begin_transaction(10)
     assert queue.safe_seq(4, entries) == 3
+    assert queue.safe_seq(4) == 1, "it has not happened yet"
     queue.end_transaction(entries, gone, rows=2)
     assert queue.safe_seq(4) == 3, "d has only begun"
     queue.put(OutboxEvent("d", b""), 5)
@@ -97,3 +98,37 @@ def test_a_lost_file_makes_everything_in_memory_new_again() -> None:
     queue.forget_rows()
     assert queue.depth == 4
     assert ids([entry.event for entry in queue.begin_transaction(10)[0]]) == "abcd"
+
+
+def test_what_was_dropped_or_came_twice_needs_no_journal() -> None:
+    queue = EventQueue(2)
+    for seq, name in enumerate("abc", 1):
+        queue.put(OutboxEvent(name, b""), seq)
+    assert queue.dropped == 1
+    assert queue.safe_seq(3) == 1
+    queue.put(OutboxEvent("c", b""), 4)
+    assert queue.safe_seq(4) == 2
+    assert ids(queue.take(9, from_memory=True)) == "c"
+    queue.deliver(["c"])
+    assert queue.safe_seq(4) == 4
+
+
+def test_what_is_recovered_during_a_transaction_stays_in_front() -> None:
+    queue = queue_with("bc")
+    entries, gone = queue.begin_transaction(9)
+    queue.recover([Entry(OutboxEvent("a", b""))])
+    queue.end_transaction(entries, gone, rows=2)
+    assert queue.depth == 3
+    assert ids([entry.event for entry in queue.begin_transaction(9)[0]]) == "a"
+
+
+def test_what_returns_during_a_transaction_is_stored_by_it() -> None:
+    queue = queue_with("abcd")
+    assert ids(queue.take(2, from_memory=True)) == "ab"
+    entries, gone = queue.begin_transaction(3)
+    queue.give_back(["a", "b"])
+    queue.put(OutboxEvent("e", b""), 5)
+    queue.end_transaction(entries, gone, rows=3)
+    assert queue.depth == 5
+    assert queue.safe_seq(5) == 3
+    assert ids([entry.event for entry in queue.begin_transaction(9)[0]]) == "de"

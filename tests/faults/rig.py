@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,13 @@ class Rig:
     def acknowledge(self) -> None:
         """The operator's button."""
         self._plcs[-1].send_signal(signal.SIGUSR1)
+
+    @contextmanager
+    def plc_frozen(self) -> Iterator[None]:
+        """SIGSTOP while the block lasts."""
+        self._plcs[-1].send_signal(signal.SIGSTOP)
+        yield
+        self._plcs[-1].send_signal(signal.SIGCONT)
 
     def camera(self, fault: str) -> int:
         """Sets what is wrong with the camera ("" for nothing); gives the moment."""

@@ -124,3 +124,23 @@ def test_line_stops_and_golden_parts_start_it(rig: Rig, trial: Trial) -> None:
         ("G-bad", "reject_verdict", "reject"),
     ]
     trial.judge(rig.finish())
+
+
+@pytest.mark.fault(
+    "PLC hangs",
+    "SIGSTOP of the PLC for 3 s: no echo; then it places what is overdue all at once",
+    limit_s=BACK_S,
+)
+def test_plc_hangs(rig: Rig, trial: Trial) -> None:
+    rig.start(mqtt={"echo_timeout_s": 1.0})
+    stopped = time.monotonic_ns()
+    with rig.plc_frozen():
+        rig.wait_problem("echo")
+        wait_until(lambda: time.monotonic_ns() - stopped > 3e9, "the hang")
+    resumed = time.monotonic_ns()
+    rig.recorder.wait(
+        "state", lambda h: h.at * 1e9 > resumed and h.data["status"] == "online", timeout_s=15
+    )
+    trial.recovered(rig.recovery_s(resumed, 30))
+    rig.wait_parts(10)
+    trial.judge(rig.finish())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from metal_edge.daemon import topics as topics_module
+from metal_edge.daemon.command_fields import FIELDS
 from metal_edge.daemon.commands import CommandError, read_fields
+from metal_edge.daemon.topics import Topic
 from tools.mqtt_docs import files, schemas
 
 FOLDER = Path(__file__).parents[3] / "docs" / "mqtt"
@@ -104,3 +108,25 @@ def test_the_daemon_takes_what_the_schema_takes(verb: str, fields: dict[str, Any
         assert not valid
     else:
         assert valid
+
+
+def test_the_pages_table_of_topics_is_the_codes() -> None:
+    page = (FOLDER.parent / "mqtt.md").read_text(encoding="utf-8")
+    rows = dict[str, tuple[int, bool, str]]()
+    for row in page.partition("## Topics")[2].partition("## Commands")[0].splitlines():
+        cells = [cell.strip() for cell in row.split("|")[1:-1]]
+        if len(cells) == 6 and cells[0].startswith("`"):
+            name = cells[0].strip("`").partition("/")[0]
+            rows[name] = (int(cells[2]), cells[3] == "yes", cells[4])
+    shown = {None: "-", 1: "1 s", 10: "10 s", 7 * 24 * 3600: "7 d"}
+    topics = [value for value in vars(topics_module).values() if isinstance(value, Topic)]
+    assert rows == {t.name: (t.qos, t.retain, shown[t.expiry_s]) for t in topics}
+
+
+def test_the_page_names_every_verb_with_its_fields() -> None:
+    page = (FOLDER.parent / "mqtt.md").read_text(encoding="utf-8")
+    table = page.partition("## Commands")[2].partition("```")[0]
+    for verb, model in FIELDS.items():
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| `{verb}` |")]
+        fields = row.split("|")[2]
+        assert set(re.findall(r"`([a-z_]+)`", fields)) == set(model.model_fields), verb

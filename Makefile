@@ -10,6 +10,9 @@
 #   make opinions    context at several radii, students and memory, alone and multiplied (RADII=1,4)
 # And one the promises of speed, size and start-up, in minutes, on an idle machine:
 #   make bench       bar, measured, reached or missed (RUN=folder MINUTES=1 TURNS=100 WRITE=1 for the docs)
+# And two the daemon as a process beside a real broker, on an idle machine:
+#   make bench-daemon   latency that it adds, rate (TURNS=5 THREADS=1 BUNDLE=folder WRITE=1)
+#   make soak        memory, threads, descriptors at full rate (MINUTES=30 FAULTS=1: broker and camera die)
 # And one TensorRT without a GPU, with NVIDIA's wheels (100 MB to fetch, 265 MB below build/):
 #   make test-tensorrt   names in the bindings of 10.3 to 11.4, graphs built by TensorRT-RTX
 # One executes the CUDA kernels without a GPU, about 20 minutes, and one makes docs/kernels.md anew:
@@ -34,7 +37,7 @@ SEEDS ?= 3
 THREADS ?= 2
 DOCS ?= docs
 
-.PHONY: test-cameras test-faults device-check test-kernels kernels-evidence help setup demo test check format clean results ablation maps opinions synthetic bench test-tensorrt test-systemd
+.PHONY: bench-daemon soak test-cameras test-faults device-check test-kernels kernels-evidence help setup demo test check format clean results ablation maps opinions synthetic bench test-tensorrt test-systemd
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -90,6 +93,15 @@ bench: setup
 	BENCH_COMMAND='make bench $(strip $(MAKEOVERRIDES))' $(BIN)/python -m tools.bench \
 	  $(if $(RUN),--run $(RUN)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(TURNS),--turns $(TURNS)) \
 	  $(if $(WRITE),--docs $(DOCS))
+
+bench-daemon: setup
+	BENCH_COMMAND='make bench-daemon $(strip $(MAKEOVERRIDES))' $(BIN)/python -m tools.bench_daemon \
+	  $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(TURNS),--turns $(TURNS)) \
+	  $(if $(filter command line,$(origin THREADS)),--threads $(THREADS)) $(if $(WRITE),--docs $(DOCS))
+
+soak: setup
+	SOAK_COMMAND='make soak $(strip $(MAKEOVERRIDES))' $(BIN)/python -m tools.bench_daemon.soak \
+	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FAULTS),--faults) $(if $(WRITE),--docs $(DOCS))
 
 # Not part of `make test`: proprietary wheels. What cannot be had is skipped, and said.
 test-tensorrt: setup

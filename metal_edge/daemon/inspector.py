@@ -160,7 +160,8 @@ class Inspector:
 
         Otherwise only a part could show that a camera is back, and a PLC that has stopped its
         line sends none to a daemon that says that it is not healthy. A part that comes ends the
-        look. Not for cameras of files: the picture would be missing for the next part.
+        look, and so does a change of models. Not for cameras of files: the picture would be
+        missing for the next part.
         """
         now_ns = self._clock.mono_ns()
         if now_ns - self._looked_ns < LOOK_AGAIN_NS or not self._vitals().faults:
@@ -172,12 +173,15 @@ class Inspector:
         nobody = Trigger("look", None, now_ns, until_ns)
         part = PartInHand(nobody, self.workers, self._timeouts_s, self._clock)
         part.ask(next(self._shots))
-        while not (part.complete or len(self.parts.queue) or self.stopping()):
+        while not (part.complete or self._wanted_elsewhere()):
             if not part.examine_next():
                 part.give_up(stopping=False)
             if not part.complete:
                 self.wait(part.next_end_ns)
             self.breathe()
+
+    def _wanted_elsewhere(self) -> bool:
+        return len(self.parts.queue) > 0 or self._requests.waiting() or self.stopping()
 
     def _stop_is_due(self, now_ns: int) -> bool:
         if not self.stopping():

@@ -61,6 +61,10 @@ class Requests:
             self._snapshots.append(taken)
             return True
 
+    def waiting(self) -> bool:
+        """True when something is to be done between two parts."""
+        return bool(self._models) or self._mended
+
     def next_models(self) -> tuple[Models, Done] | None:
         """The oldest replacement that is asked for."""
         with self._lock:

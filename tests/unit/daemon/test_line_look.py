@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from support.broker import wait_until
-from support.line_rig import GOOD, Rig
+from support.line_rig import GOOD, LevelRunner, Rig, model
 
 from metal_edge.daemon import inspector
 from metal_edge.daemon.cameras import CameraError
@@ -57,6 +57,18 @@ def test_a_part_does_not_wait_for_a_look() -> None:
         wait_until(rig.camera.script.empty, "a look to be held")
         rig.trigger("t3", deadline_ms=200)
         assert rig.verdicts(4)[3] == ("t3", "unknown", "no_frame")
+        held.set()
+
+
+def test_a_change_of_models_does_not_wait_for_a_look() -> None:
+    with broken() as rig:
+        break_camera(rig)
+        held = threading.Event()
+        rig.camera.script.put(held)
+        wait_until(rig.camera.script.empty, "a look to be held")
+        back: list[object] = []
+        rig.line.replace_models({"cam0": model(LevelRunner())}, back.append)
+        wait_until(lambda: back, "the old models", 3)
         held.set()
 
 

@@ -46,6 +46,9 @@ RETRY_FIRST_NS = 500_000_000
 RETRY_LONGEST_NS = 30_000_000_000
 # A turn of the writer that takes longer: the disk hangs.
 SILENT_NS = 2_000_000_000
+# A large file that is being checked takes longer, and is waited for: it holds older events.
+CHECKING_NS = 30_000_000_000
+OPENING_S = 1.0
 BATCH = 500
 WINDOW = 64
 
@@ -94,14 +97,18 @@ class SqliteOutbox:
         self._next_try_ns = 0
         self._work = threading.Event()
         self._stop = threading.Event()
+        self._opened = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
-        self.turn()  # here, so that the first decision already finds its journal
-        if self._begun_anew:
-            self.turn()
+        self._found: list[Entry] = []
+        self._open_first()
 
     def start(self) -> None:
-        """Starts the writer thread."""
+        """Starts the writer thread; returns when it has opened the file, or is still at it.
+
+        The whole file is checked, which takes seconds if it is large; parts must not wait for that.
+        """
         self._thread.start()
+        self._opened.wait(OPENING_S)
 
     def begin(self, event_id: str, payload: bytes) -> None:
         """See `Outbox.begin`."""
@@ -169,13 +176,18 @@ class SqliteOutbox:
     def _in_trouble(self) -> str | None:
         """Under the lock. A disk that hangs raises nothing."""
         since_ns = self._turn_since_ns
-        if since_ns is not None and self._clock.mono_ns() - since_ns > SILENT_NS:
+        patience_ns = CHECKING_NS if self._file is None else SILENT_NS
+        if since_ns is not None and self._clock.mono_ns() - since_ns > patience_ns:
             return "the disk does not answer"
         return self._trouble
 
     # What follows belongs to the writer thread.
 
     def _run(self) -> None:
+        self.turn()
+        if self._begun_anew:
+            self.turn()
+        self._opened.set()
         while not self._stop.is_set():
             self._work.wait(IDLE_S)
             self._work.clear()
@@ -234,11 +246,20 @@ class SqliteOutbox:
         if is_corrupt(error):
             self._put_aside()
 
+    def _open_first(self) -> None:
+        """Lock and journal, in the caller's thread: the first decision must find them."""
+        try:
+            self._lock_file = hold(beside(self._path, ".lock"))
+            self._found = self._open_journal()
+        except (OSError, UnusableError) as error:
+            self._failed(error)
+            self._next_try_ns = 0
+
     def _open(self) -> OutboxFile:
         """Lock, journal, file, as far as they are not open; what the journal tells is queued."""
         if self._lock_file is None:
             self._lock_file = hold(beside(self._path, ".lock"))
-        found = self._open_journal()
+        found, self._found = [*self._found, *self._open_journal()], []
         done_seq = 0
         try:
             file = self._file = self._file or OutboxFile.open(self._path, self._clock)

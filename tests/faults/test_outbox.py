@@ -75,6 +75,7 @@ def drained(path: Path, ring: Path | None) -> list[str]:
     """Everything that one more life finds, each with the content it was given."""
     outbox = SqliteOutbox(path, Limits(10**15, 10**9), 100_000, SystemClock(), ring)
     arrived: list[str] = []
+    outbox.turn()
     while outbox.stats().depth:
         outbox.turn()
         for event in outbox.next_batch(500):

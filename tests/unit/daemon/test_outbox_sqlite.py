@@ -62,7 +62,10 @@ def outbox(path: Path, clock: HandClock) -> Iterator[SqliteOutbox]:
 def open_outbox(
     path: Path, clock: HandClock, limits: Limits = LIMITS, memory: int = 100
 ) -> SqliteOutbox:
-    return SqliteOutbox(path, limits, memory, clock)
+    outbox = SqliteOutbox(path, limits, memory, clock)
+    outbox.turn()
+    outbox.turn()  # a damaged file has been put aside in the first
+    return outbox
 
 
 def end(outbox: SqliteOutbox) -> None:
@@ -409,6 +412,33 @@ def test_a_file_that_somebody_else_has_locked_is_waited_for_in_memory(
     assert outbox.stats().problem is None
     assert outbox.stats().depth == 1
     assert drain(outbox) == [b"b"]
+
+
+def test_a_full_journal_is_told_and_its_events_are_stored_all_the_same(
+    path: Path, clock: HandClock
+) -> None:
+    outbox = open_outbox(path, clock, memory=5000)
+    for number in range(600):
+        outbox.begin(str(number), b"x")
+        outbox.put(str(number), b"x")
+    assert outbox.stats().problem == "journal full"
+    assert len(drain(outbox)) == 600
+    fill(outbox, "a")
+    assert outbox.stats().problem is None
+    after = open_outbox(crashed(path), clock)
+    assert drain(after) == [b"a"]
+    end(after)
+    end(outbox)
+
+
+def test_a_journal_that_cannot_be_made_is_told_and_sqlite_still_serves(
+    path: Path, clock: HandClock
+) -> None:
+    outbox = SqliteOutbox(path, LIMITS, 100, clock, path.parent / "nowhere" / "ring")
+    fill(outbox, "ab")
+    assert outbox.stats().problem == "journal: no such file or directory"
+    assert drain(outbox) == [b"a", b"b"]
+    end(outbox)
 
 
 def test_what_is_stored_goes_before_what_waits_in_memory_even_in_trouble(

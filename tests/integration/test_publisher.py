@@ -1,0 +1,124 @@
+"""The publisher on a real broker, with handlers that fail or take their time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from support.broker import Broker, wait_until
+from support.daemon_process import STATION
+from support.wire import Wire
+
+from metal_edge.daemon.clock import SystemClock
+from metal_edge.daemon.commands import Answer, Command, Commands
+from metal_edge.daemon.publisher import Publisher
+from metal_edge.settings import MqttSettings
+
+pytestmark = pytest.mark.timeout(60)
+
+Register = Callable[[Commands], None]
+
+
+@contextmanager
+def publishing(broker: Broker, register: Register) -> Iterator[tuple[Publisher, Commands]]:
+    clock = SystemClock()
+    commands = Commands(clock)
+    register(commands)
+    publisher = Publisher(
+        MqttSettings(host=broker.host, port=broker.port),
+        STATION,
+        will={"session_id": "s"},
+        on_command=commands.handle,
+        clock=clock,
+    )
+    publisher.open()
+    try:
+        yield publisher, commands
+    finally:
+        publisher.close({"status": "offline"}, 1.0)
+
+
+def beats(publisher: Publisher) -> Callable[[], bool]:
+    """Does a loop's work; true when the broker acknowledges."""
+    seq = iter(range(1, 10**6))
+
+    def turn() -> bool:
+        publisher.pump()
+        publisher.heartbeat({"seq": next(seq)})
+        return publisher.health().responsive and not publisher.health().problems
+
+    return turn
+
+
+def test_a_handler_that_fails_is_a_problem_until_its_topic_works_again(broker: Broker) -> None:
+    broken = [True]
+
+    def arm(command: Command) -> Answer:
+        if broken[0]:
+            raise RuntimeError("defect")
+        return Answer("done")
+
+    def register(commands: Commands) -> None:
+        commands.register("arm", arm)
+        commands.register("snapshot", lambda command: Answer("done"))
+
+    with publishing(broker, register) as (publisher, _), Wire(broker, "a") as wire:
+
+        def ask(verb: str) -> bytes:
+            before = len(wire.named("a"))
+            wire.publish(f"{STATION}/cmd/{verb}", b"", response="a")
+            return bytes(wire.wait("a", before + 1).payload)
+
+        turn = beats(publisher)
+        wait_until(turn, "a responsive broker")
+        assert b'"failed"' in ask("arm")
+        wait_until(lambda: "callback" in publisher.health().problems, "the problem told")
+        assert b'"done"' in ask("snapshot"), "the thread lives"
+        assert "callback" in publisher.health().problems, "another topic proves nothing"
+        broken[0] = False
+        assert b'"done"' in ask("arm")
+        wait_until(lambda: turn() and publisher.health().problems == (), "no problem left")
+
+
+def test_a_slow_answer_outlives_the_connection_that_its_command_came_on(broker: Broker) -> None:
+    taken: list[Command] = []
+
+    def register(commands: Commands) -> None:
+        commands.register("recipe", taken.append)
+
+    with publishing(broker, register) as (publisher, _), Wire(broker, "a") as wire:
+        turn = beats(publisher)
+        wait_until(turn, "a responsive broker")
+        wire.publish(f"{STATION}/cmd/recipe", b'{"recipe": "r"}', response="a", correlation=b"mine")
+        wait_until(lambda: taken, "the command")
+        broker.kill()
+        wait_until(lambda: not turn(), "the loss noticed")
+        broker.start()
+        wait_until(turn, "another connection", 20)
+        wire.wait_subscribed()
+        taken[0].reply(Answer("done", recipe="r"))
+        answer = wire.wait("a")
+        assert answer.properties.CorrelationData == b"mine"
+        assert b'"done"' in answer.payload
+
+
+def test_copies_hear_what_was_published(broker: Broker) -> None:
+    heard: list[str] = []
+    publisher = Publisher(
+        MqttSettings(host=broker.host, port=broker.port),
+        STATION,
+        will={"session_id": "s"},
+        on_command=lambda *unused: None,
+        clock=SystemClock(),
+        copies=(lambda name, payload: heard.append(f"{name} {payload['x']}"),),
+    )
+    with Wire(broker, f"{STATION}/#") as wire:
+        publisher.open()
+        publisher.retain("model", {"x": 1})
+        assert publisher.decision({"x": 2})
+        wire.wait("decision")
+        publisher.close({"x": 3}, 1.0)
+        assert heard == ["model 1", "decision 2", "state 3"]
+        assert not publisher.decision({"x": 4}), "nothing is sent after the end"
+        assert heard[-1] == "decision 4", "but hosts may know how the part was judged"

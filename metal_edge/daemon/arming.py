@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from metal_edge.daemon.bell import Bell
 from metal_edge.daemon.cameras import create_camera
@@ -94,7 +95,7 @@ def arm(settings: LineSettings, tools: Tools, cleanup: ExitStack) -> Armed | Non
     copies = sparkplug_copies(settings, session_id, tools.clock, cleanup)
     armed, publisher = _connect(serving, tuple(views), records, memory, tools, copies=copies)
     cleanup.callback(armed.changeover.close)
-    cleanup.callback(_say_goodbye, armed.line, publisher, tools.clock)
+    cleanup.push(partial(_say_goodbye, armed.line, publisher, tools.clock))
     cleanup.callback(records.finish)  # the last events wait for their pictures
     _introduce(serving, publisher, tools.clock)
     identity = serving.first.identity
@@ -189,6 +190,15 @@ def _connect(
     return Armed(line, changeover), publisher
 
 
-def _say_goodbye(line: Line, publisher: Publisher, clock: Clock) -> None:
-    state = state_payload("offline", line.serving.identity, clock.utc_ns(), ("stopped",))
+def _say_goodbye(
+    line: Line,
+    publisher: Publisher,
+    clock: Clock,
+    kind: type[BaseException] | None,
+    *error: object,
+) -> None:
+    """An exit callback of `cleanup`: it hears of the exception that ended the line."""
+    del error
+    why = "stopped" if kind is None else "failed"
+    state = state_payload("offline", line.serving.identity, clock.utc_ns(), (why,))
     publisher.close(state, GOODBYE_S)

@@ -23,6 +23,7 @@ ARMING_LIMIT_NS = 60_000_000_000
 EXTENSION_S = 10.0
 # From the request to stop; a part in hand needs half a second, the goodbye less than one.
 STOP_LIMIT_NS = 4_000_000_000
+ARMING_STOP_LIMIT_NS = 1_000_000_000
 
 
 class ReloadFlag:
@@ -120,9 +121,15 @@ class Box:
             self._notifier.extend(EXTENSION_S)
 
     def _end(self) -> ExitCode:
-        until_ns = self._clock.mono_ns() + STOP_LIMIT_NS
+        begun_ns = self._clock.mono_ns()
         for keeper in self._keepers:
-            if not keeper.join(max(0.0, (until_ns - self._clock.mono_ns()) / 1e9)):
+            # Who builds an engine cannot be interrupted, and has no part in hand.
+            arming = keeper.phase is Phase.ARMING
+            end_ns = begun_ns + (ARMING_STOP_LIMIT_NS if arming else STOP_LIMIT_NS)
+            ended = keeper.join(max(0.0, (end_ns - self._clock.mono_ns()) / 1e9))
+            if not ended and arming:
+                log.info("line %s is left while %s", keeper.name, keeper.doing)
+            elif not ended:
                 log.critical("line %s does not end (%s)", keeper.name, keeper.doing)
                 return ExitCode.SOFTWARE
         faults = [k.fault for k in self._keepers if k.fault is not None]

@@ -63,6 +63,14 @@ def edit_manifest(bundle: Path, **changes: Any) -> None:
     seal(bundle)
 
 
+def take_long(bundle: Path) -> None:
+    """To prove: a second or two."""
+    golden = json.loads((bundle / "golden/golden.json").read_text())
+    golden["images"] *= 4000
+    (bundle / "golden/golden.json").write_text(json.dumps(golden))
+    describe_again(bundle)
+
+
 def recipes(*names: str) -> dict[str, Any]:
     return {f"recipes.{name}": {"bundle": name} for name in names}
 
@@ -71,10 +79,7 @@ def test_the_old_recipe_serves_until_the_new_one_is_proven(
     line: Path, start: StartDaemon, listener: Listener
 ) -> None:
     strict = build_bundle(line / "strict", threshold=STRICT)
-    golden = json.loads((strict / "golden/golden.json").read_text())
-    golden["images"] *= 4000  # a long proof
-    (strict / "golden/golden.json").write_text(json.dumps(golden))
-    describe_again(strict)
+    take_long(strict)
     start(**recipes("strict")).armed(listener)
     old = look(listener)
     listener.command(STATION, b'{"recipe": "strict"}', b"change", verb="recipe")
@@ -94,6 +99,20 @@ def test_the_old_recipe_serves_until_the_new_one_is_proven(
     retained = listener.all("model")[-1].data
     assert (retained["recipe"], retained["sha256"]) == ("strict", new["model"]["sha256"])
     assert new["session_id"] == old["session_id"]
+
+
+def test_a_stop_does_not_wait_for_a_long_proof(
+    line: Path, start: StartDaemon, listener: Listener
+) -> None:
+    strict = build_bundle(line / "strict", threshold=STRICT)
+    take_long(strict)
+    daemon = start(**recipes("strict"))
+    daemon.armed(listener)
+    listener.command(STATION, b'{"recipe": "strict"}', b"change", verb="recipe")
+    wait_until(lambda: "recipe strict is being proven" in daemon.log, "the proof to begin")
+    assert look(listener)["verdict"] == "pass"
+    assert daemon.stop() == 0
+    assert listener.all("state")[-1].data["status"] == "offline"
 
 
 def missing(line: Path) -> None:

@@ -30,6 +30,7 @@ class Bench:
 
     def __init__(self, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stop = StopFlag()
+        self.before_run: Run = lambda tools: None  # what takes time while arming
         self.ended: ExitCode | None = None
         self.error: BaseException | None = None
         self.manager = manager
@@ -63,6 +64,7 @@ class Bench:
 
     def _arm(self, settings: LineSettings, tools: Tools, cleanup: ExitStack) -> Any:
         del cleanup
+        self.before_run(tools)
         name = settings.bundle.name
         identity = SimpleNamespace(model_id="m", topic_root=name)
         serving = SimpleNamespace(identity=identity)
@@ -155,3 +157,45 @@ def test_ready_is_said_once_every_line_was_tried(bench: Bench) -> None:
     wait_until(lambda: "READY=1" in bench.manager.heard(), "READY")
     text = next(row for row in bench.manager.heard() if row.startswith("STATUS=a: offline"))
     assert "no camera" in text
+
+
+@pytest.mark.parametrize(("doing", "asks"), [("loading recipe default", True), ("opening", False)])
+def test_more_time_is_asked_for_while_an_engine_is_loaded(
+    bench: Bench, doing: str, asks: bool
+) -> None:
+    """A camera that does not open must run into the unit's limit instead."""
+    go_on = threading.Event()
+
+    def slow(tools: Tools) -> None:
+        tools.phase(doing)
+        assert go_on.wait(10)
+
+    bench.before_run = slow
+    bench.start(only=lives)
+    wait_until(lambda: f"STATUS={doing}" in bench.manager.heard(), "the phase")
+    if asks:
+        wait_until(
+            lambda: bench.manager.heard()[-1].startswith("EXTEND_TIMEOUT_USEC="), "more time"
+        )
+    assert "READY=1" not in bench.manager.heard()
+    go_on.set()
+    wait_until(lambda: "READY=1" in bench.manager.heard(), "READY")
+    asked = [row for row in bench.manager.heard() if row.startswith("EXTEND_TIMEOUT_USEC=")]
+    assert bool(asked) is asks
+
+
+def test_a_stop_does_not_wait_for_an_engine_to_be_built(bench: Bench) -> None:
+    go_on = threading.Event()
+
+    def builds(tools: Tools) -> None:
+        tools.phase("loading recipe default")
+        assert go_on.wait(30)
+
+    bench.before_run = builds
+    bench.start(only=lives)
+    wait_until(lambda: "STATUS=loading recipe default" in bench.manager.heard(), "the phase")
+    bench.stop.request()
+    bench.join()
+    assert bench.ended is ExitCode.OK
+    assert "READY=1" not in bench.manager.heard()
+    go_on.set()

@@ -186,7 +186,7 @@ def _given(context: typer.Context) -> list[str]:
     return [option for option in given if option.startswith("--")]
 
 
-@app.command(epilog="Example: metal-edge evidence /var/lib/metal-edge/press1/*/evidence --since 12h")
+@app.command(epilog="Example: metal-edge evidence /var/lib/metal-edge/press1/*/evidence --part A1")
 def evidence(
     path: Annotated[Path, typer.Argument(help="folder of evidence.path")],
     part: Annotated[str | None, typer.Option("--part", help="only this part id")] = None,

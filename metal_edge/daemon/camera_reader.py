@@ -21,7 +21,8 @@ from metal_edge.settings import CameraMode, CameraSettings
 log = logging.getLogger(__name__)
 
 REOPEN_FIRST_S = 0.2
-REOPEN_LONGEST_S = 2.0
+# With a failing attempt of its own (2.5 s for Aravis) still within the 5 s that a return may take.
+REOPEN_LONGEST_S = 1.0
 JITTER = (0.8, 1.2)  # cameras that lost the same switch do not come back in step
 POLL_S = 0.1  # a source is asked for so long at a time, so that `close` is soon heard
 # No driver call takes so long but one that hangs; its thread is given up.
@@ -161,7 +162,8 @@ class Reader:
         limit_ns = round(max(self.settings.timeout_s, POLL_S) * 1e9)
         while not self._stop.is_set():
             self._called_ns = self._clock.mono_ns()
-            if source.on_request and self._wanted.is_set():
+            # One at a time: frames come without the name of the request that they answer.
+            if source.on_request and not waiting and self._wanted.is_set():
                 self._wanted.clear()
                 source.request()
                 waiting, heard_ns = True, self._clock.mono_ns()

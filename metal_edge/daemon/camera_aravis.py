@@ -110,6 +110,7 @@ class AravisSource:
         try:
             self._camera.software_trigger()
         except self._error as error:
+            self._answers = False
             raise self._failed(error) from error
 
     def read(self, timeout_s: float) -> Exposure | None:

@@ -317,7 +317,8 @@ def levels(camera: ScriptedCamera, until: int) -> set[int]:
 
 def test_a_frame_whose_read_took_too_long_is_old_and_the_stream_is_opened_anew() -> None:
     fine, old = (0.01, True, 1), (0.4, True, 99)
-    camera = ScriptedCamera([then([fine, fine, old]), steady(2)])
+    stalled = lambda: itertools.chain([fine, fine, old], steady(99)())  # noqa: E731
+    camera = ScriptedCamera([stalled, steady(2)])
     camera.open()
     assert levels(camera, until=2) <= {1, 2}
     assert camera.openings == 2
@@ -371,7 +372,7 @@ def test_a_streams_latency_counts_as_age() -> None:
     camera.trigger(None)
     frame = camera.grab(5)
     assert frame.t_mono_ns >= asked_ns
-    assert time.monotonic_ns() - asked_ns >= 300e6
+    assert time.monotonic_ns() - frame.t_mono_ns >= 300e6
     camera.close()
 
 

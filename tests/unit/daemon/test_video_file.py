@@ -64,3 +64,11 @@ def test_a_box_that_reaches_to_the_end_and_one_with_a_long_size(tmp_path: Path) 
     assert not is_cut_off(tmp_path / "long")
     (tmp_path / "long").write_bytes(long[:-1])
     assert is_cut_off(tmp_path / "long")
+
+
+def test_a_large_avi_has_several_chunks_each_filled_up_to_an_even_size(tmp_path: Path) -> None:
+    chunk = b"RIFF" + (5).to_bytes(4, "little") + bytes(5)
+    (tmp_path / "x").write_bytes(chunk + b"\0" + chunk + b"\0")
+    assert not is_cut_off(tmp_path / "x")
+    (tmp_path / "x").write_bytes(chunk + b"\0" + chunk[:-1])
+    assert is_cut_off(tmp_path / "x")

@@ -279,6 +279,13 @@ def frame_fault(
     return None
 
 
+def still_in_time(decision: Decision, now_mono_ns: int) -> Decision:
+    """The decision, but `unknown` for a `pass` that is about to be told after its deadline."""
+    if decision.verdict is not Verdict.PASS or now_mono_ns <= decision.trigger.deadline_mono_ns:
+        return decision
+    return replace(decision, verdict=Verdict.UNKNOWN, reason=Reason.DEADLINE_MISSED)
+
+
 def is_finite(inspection: Inspection) -> bool:
     """True when the score and every value of a non-empty 2-D map are finite."""
     heat = inspection.anomaly_map

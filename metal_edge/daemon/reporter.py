@@ -7,8 +7,10 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from metal_edge.daemon.clock import Clock, ClockState
+from metal_edge.daemon.decision import still_in_time
 from metal_edge.daemon.evidence import Case, EvidenceStats, EvidenceStore
 from metal_edge.daemon.evidence_pictures import Shown
 from metal_edge.daemon.messages import Identity, Now, decision_payload
@@ -71,12 +73,15 @@ class Reporter:
         with self._lock:  # the numbers on the wire must come in order
             self._seq += 1
             decision = replace(decision, seq=self._seq)
-            self._counts[decision.verdict.value] += 1
-            now = Now(self._clock.mono_ns(), self._clock.utc_ns())
-            payload = decision_payload(decision, self.identity, now, self.clock_state)
+            payload = self._payload(decision)
             # First the note, then the word: no decision that somebody heard lacks its event, not
             # even if this process dies in between. `null`: nobody knows whether it was heard.
             self._publisher.begin_event({**payload, "decision_sent": None, "evidence": None})
+            now_ns = self._clock.mono_ns()
+            told = still_in_time(decision, now_ns)
+            if told is not decision:  # lock or note had to wait
+                decision, payload = told, self._payload(told)
+            self._counts[decision.verdict.value] += 1
             sent = self._publisher.decision(payload)
         event = {**payload, "decision_sent": sent, "evidence": None}
         store = self._pictures
@@ -98,6 +103,21 @@ class Reporter:
             decision.reason,
             "-" if decision.score is None else f"{decision.score:.6g}",
             sent,
-            (now.mono_ns - decision.trigger.t_mono_ns) / 1e6,
+            (now_ns - decision.trigger.t_mono_ns) / 1e6,
+            extra={
+                "station": self.identity.topic_root,
+                "seq": decision.seq,
+                "part_id": decision.trigger.part_id,
+                "trigger_id": decision.trigger.trigger_id,
+                "frame_id": decision.frame_id,
+                "verdict": decision.verdict.value,
+                "reason": str(decision.reason),
+                "score": decision.score,
+                "sent": sent,
+            },
         )
         return decision
+
+    def _payload(self, decision: Decision) -> dict[str, Any]:
+        now = Now(self._clock.mono_ns(), self._clock.utc_ns())
+        return decision_payload(decision, self.identity, now, self.clock_state)

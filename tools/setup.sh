@@ -33,6 +33,6 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
 [ -x "$venv/bin/python" ] || { say "creating $venv"; python3 -m venv "$venv"; }
 say "installing Python packages at the versions in constraints.txt (some minutes the first time)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-  -c "$here/constraints.txt" -e "$here[train,vit,results,dev]"
+  -c "$here/constraints.txt" -e "$here[train,vit,metrics,results,dev]"
 touch "$venv/.ready"
 say "ready"

@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from metal_edge.daemon.bell import Bell
@@ -19,6 +19,7 @@ from metal_edge.daemon.frame_checks import FrameChecks
 from metal_edge.daemon.line import Line, Parts, StopFlag
 from metal_edge.daemon.line_commands import register
 from metal_edge.daemon.messages import config_payload, model_payload, state_payload
+from metal_edge.daemon.metrics import Endpoints
 from metal_edge.daemon.model import Models, View
 from metal_edge.daemon.proving import prove, release
 from metal_edge.daemon.publisher import Copy, Publisher
@@ -47,6 +48,7 @@ class Tools:
         notifier: takes the line's signs of life and its status.
         phase: called with what is being done, in a few words for people.
         patient: a broker that is not there yet degrades the line instead of failing it.
+        endpoints: for metrics, shared with the other lines.
     """
 
     clock: Clock
@@ -55,6 +57,7 @@ class Tools:
     notifier: Notifier
     phase: Callable[[str], None]
     patient: bool = False
+    endpoints: Endpoints = field(default_factory=Endpoints)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +96,11 @@ def arm(settings: LineSettings, tools: Tools, cleanup: ExitStack) -> Armed | Non
     serving = Serving(settings, recipe, proven)
     session_id = serving.first.identity.session_id
     copies = sparkplug_copies(settings, session_id, tools.clock, cleanup)
-    armed, publisher = _connect(serving, tuple(views), records, memory, tools, copies=copies)
+    metrics = tools.endpoints.join(settings, tools.clock, cleanup)
+    copies, note = (*copies, *metrics.copies), metrics.problem
+    armed, publisher = _connect(
+        serving, tuple(views), records, memory, tools, copies=copies, note=note
+    )
     cleanup.callback(armed.changeover.close)
     cleanup.push(partial(_say_goodbye, armed.line, publisher, tools.clock))
     cleanup.callback(records.finish)  # the last events wait for their pictures
@@ -135,6 +142,7 @@ def _connect(
     tools: Tools,
     *,
     copies: tuple[Copy, ...],
+    note: str | None,
 ) -> tuple[Armed, Publisher]:
     """Ties commands, queue, line, changeover and publisher together, and connects."""
     bell, commands = Bell(), Commands(tools.clock)
@@ -150,7 +158,7 @@ def _connect(
     )
 
     def notes() -> tuple[str, ...]:
-        return changeover.problems()
+        return (*changeover.problems(), *(() if note is None else (note,)))
 
     def told(now: Serving) -> None:
         line.take_settings(now.settings)

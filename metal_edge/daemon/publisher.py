@@ -78,7 +78,8 @@ class Publisher:
         on_command: takes each command, in the broker's thread; see Commands.handle.
         clock: ages of acknowledgements are measured on its monotonic side.
         outbox: where audit events wait; by default in memory, `settings.event_queue` of them.
-        copies: hear of decisions and retained payloads after they were published.
+        copies: hear of decisions and retained payloads after they were published, and of each
+            heartbeat, whether it could be sent or not.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class Publisher:
 
     def heartbeat(self, payload: dict[str, Any]) -> None:
         """Sends a sign of life, unless earlier ones still hang: old ones must not pile up."""
+        self._copy(HEARTBEAT.name, payload)
         if not self._responsive():
             return
         mid = self._send(HEARTBEAT, encode(payload))

@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from metal_edge.daemon.arming import Tools
 from metal_edge.daemon.box import Box, ReloadFlag
 from metal_edge.daemon.clock import SystemClock
 from metal_edge.daemon.line import StopFlag
+from metal_edge.daemon.logs import set_up_logging
 from metal_edge.daemon.sdnotify import Notifier
 from metal_edge.errors import SettingsError
 from metal_edge.runtime.shared import Engines
-from metal_edge.settings import LineSettings, load_settings
+from metal_edge.settings import LineSettings, LogSettings, load_settings
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,12 @@ def run_daemon(configs: Sequence[Path], *, keep_trying: bool = False) -> int:
     Raises:
         MetalEdgeError: a settings file is wrong, or the only line could not be armed.
     """
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging(LogSettings(), sys.stderr, os.environ)
     # The watchdog's SIGABRT then says where each thread was.
     faulthandler.enable()
     sys.setswitchinterval(SWITCH_S)
     lines = _lines(configs)
+    _log_as_asked(lines)
     stop, reload, notifier = StopFlag(), ReloadFlag(), Notifier(os.environ)
     tools = Tools(
         clock=SystemClock(),
@@ -61,7 +61,7 @@ def run_daemon(configs: Sequence[Path], *, keep_trying: bool = False) -> int:
         phase=lambda what: None,
     )
     before = set(threading.enumerate())
-    with _signals(stop, reload):
+    with _signals(stop, reload), closing(tools.endpoints):
         box = Box(lines, tools, notifier, reload, patient=keep_trying or len(configs) > 1)
         code = box.run()
     _leave_behind([t for t in threading.enumerate() if t not in before], code)
@@ -100,6 +100,18 @@ def _lines(configs: Sequence[Path]) -> dict[str, Callable[[], LineSettings]]:
             )
         roots[root], lines[path.stem] = path, partial(load_settings, path)
     return lines
+
+
+def _log_as_asked(lines: Mapping[str, Callable[[], LineSettings]]) -> None:
+    """One process has one log: the first line's settings count, and another wish is told."""
+    wishes = {name: read().log for name, read in lines.items()}
+    first, *others = wishes
+    set_up_logging(wishes[first], sys.stderr, os.environ)
+    for name in others:
+        if wishes[name] != wishes[first]:
+            log.warning(
+                "the log is as line %s has it; [log] of line %s does not count", first, name
+            )
 
 
 @contextmanager

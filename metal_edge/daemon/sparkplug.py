@@ -63,6 +63,8 @@ class SparkplugLink:
 
     def offer(self, name: str, payload: dict[str, Any]) -> None:
         """A copy of a decision or a retained payload; returns at once. See publisher.Copy."""
+        if name == "heartbeat":
+            return
         if name == "decision":
             self._decisions.append(payload)
         else:

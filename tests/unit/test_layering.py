@@ -45,6 +45,7 @@ PACKAGES: dict[str, set[str]] = {
     "pycuda": {"runtime", "export"},
     "cuda": {"runtime", "export"},
     "paho": {"daemon", "demo"},
+    "prometheus_client": {"daemon"},
 }
 
 

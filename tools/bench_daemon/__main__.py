@@ -45,7 +45,7 @@ def bench(  # noqa: PLR0917  (the command's options)
     command = command or shlex.join(["python", "-m", "tools.bench_daemon", *sys.argv[1:]])
     load = os.getloadavg()[0]
     quick = build_bundle(out / "quick", layers=0, channels=0)
-    slow = build_bundle(out / "small", layers=6, channels=32) if bundle is None else None
+    slow = build_bundle(out / "small", layers=6, channels=64) if bundle is None else None
     say(f"latency: {seconds:g} s of triggers")
     added = measure.added_latency(out / "latency", quick, seconds)
     say(f"rate: {turns} turns of {turn_s:g} s each")

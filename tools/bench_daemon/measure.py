@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ class Sustained:
 
     Attributes:
         offered: pictures from the first heartbeat to the last, by the camera's own count.
-        decided, dropped: in the same time, by the heartbeats' counts.
+        decided, dropped: in the same time, by the heartbeats' counts; a verdict on silence is
+            none on a picture.
         beats: heartbeats whose books were compared, of which `wrong` did not add up.
     """
 
@@ -141,8 +143,13 @@ def _books(heard: Subscriber, bare: NDArray[np.float64], daemon: NDArray[np.floa
     """
     frames = {said["seq"]: _frame(said) for _, said in heard.decisions if said["frame_id"]}
     beats = [beat for beat in heard.heartbeats if beat["last_decision_seq"] in frames]
+    blind = sorted(said["seq"] for _, said in heard.decisions if not said["frame_id"])
     books = [
-        (frames[beat["last_decision_seq"]], beat["last_decision_seq"], beat["frames_dropped"])
+        (
+            frames[beat["last_decision_seq"]],
+            beat["last_decision_seq"] - bisect_right(blind, beat["last_decision_seq"]),
+            beat["frames_dropped"],
+        )
         for beat in beats
     ]
     table = np.array(books, dtype=np.int64)

@@ -15,6 +15,8 @@ def as_markdown(added: Added, rate: Sustained) -> str:
     """`bar | measured | reached`, and the latency by its parts."""
     p50, p99 = np.percentile(added.total, [50, 99])
     share = float(np.median(rate.daemon / rate.bare))
+    engine_ms = float(np.median(1e3 / rate.bare))
+    own_ms = float(np.median(1e3 / rate.daemon)) - engine_ms
     books = rate.offered == rate.decided + rate.dropped and rate.wrong == 0
     rows = [
         ("latency that we add, p50 <= 1.5 ms", f"{p50:.2f} ms", p50 <= P50_MS),
@@ -22,7 +24,8 @@ def as_markdown(added: Added, rate: Sustained) -> str:
         (
             "sustained rate within 10 % of the bare engine",
             f"{np.median(rate.daemon):.1f} of {np.median(rate.bare):.1f} pictures/s,"
-            f" {100 * share:.1f} % (median of {rate.bare.size} pairs)",
+            f" {100 * share:.1f} % (median of {rate.bare.size} pairs); {engine_ms:.1f} ms a picture"
+            f" alone, {own_ms:+.1f} ms in the daemon",
             share >= 1 - WITHIN,
         ),
         (

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from enum import Enum, auto
 
+from metal_edge.daemon.absence import announce_absence
 from metal_edge.daemon.arming import Tools, arm
 from metal_edge.daemon.changeover import Changeover
 from metal_edge.daemon.pulse import Pulse
@@ -68,7 +69,9 @@ class Keeper:
         self.tried = False  # the first try is over, well or not
         self.fault: Exception | None = None
         self._changeover: Changeover | None = None
+        self._announced = ""
         self._settings = settings
+        self._known: LineSettings | None = None  # as last read
         self._pulse = pulse
         self._news = news
         self._signs = pulse.join(name)
@@ -129,13 +132,13 @@ class Keeper:
         return True
 
     def _live(self, cleanup: ExitStack) -> None:
-        settings = self._settings()
+        self._known = settings = self._settings()
         use_cpus(settings.runtime.cpus)
         armed = arm(settings, self._tools, cleanup)
         if armed is None:
             return
         schedule_deciding_thread(settings.runtime.realtime_priority)
-        self.phase, self.fault = Phase.RUNNING, None
+        self.phase, self.fault, self._announced = Phase.RUNNING, None, ""
         identity = armed.line.serving.identity
         self._pulse.say(self.name, f"inspecting with {identity.model_id}")
         self._tell()
@@ -148,8 +151,17 @@ class Keeper:
 
     def _failed(self, error: Exception) -> None:
         self.fault = error  # impatient: the box raises it
+        if self._patient and self.phase is Phase.ARMING:
+            self._announce(f"failed while {self.doing}")
         self._pulse.say(self.name, f"offline: {error}")
         self._tell()
+
+    def _announce(self, problem: str) -> None:
+        """Once per problem: the state is retained."""
+        if self._known is None or problem == self._announced:
+            return
+        self._announced = problem
+        announce_absence(self._known, problem, self._tools.clock)
 
     def _tell(self) -> None:
         self.tried = True

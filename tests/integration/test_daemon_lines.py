@@ -75,7 +75,9 @@ def test_a_line_without_its_camera_does_not_stop_the_other_and_comes_later(
     wait_until(lambda: "line b is offline" in daemon.log, "the reason")
     listener.trigger(station("a"), "t1", "good")
     assert listener.verdict("t1")["verdict"] == "pass"
-    assert states(listener, "b") == []
+    said = listener.wait("state", lambda heard: heard.topic == f"{station('b')}/state")
+    assert (said.data["status"], said.retain) == ("offline", False)
+    assert said.data["problems"] == ["failed while opening camera cam0"]
     (line / "images").rename(line / "moved")
     (line / "moved").rename(line / "later")
     online(listener, "b")

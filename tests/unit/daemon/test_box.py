@@ -16,7 +16,7 @@ from support.notify import Manager
 from metal_edge.daemon import keeper as keeper_module
 from metal_edge.daemon.arming import Tools
 from metal_edge.daemon.box import Box, ReloadFlag
-from metal_edge.daemon.clock import SystemClock
+from metal_edge.daemon.clock import Clock, SystemClock
 from metal_edge.daemon.line import StopFlag
 from metal_edge.errors import ExitCode, UnavailableError
 from metal_edge.runtime.shared import Engines
@@ -31,11 +31,13 @@ class Bench:
     def __init__(self, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stop = StopFlag()
         self.before_run: Run = lambda tools: None  # what takes time while arming
+        self.announced: list[str] = []
         self.ended: ExitCode | None = None
         self.error: BaseException | None = None
         self.manager = manager
         self._runs: dict[str, Run] = {}
         monkeypatch.setattr(keeper_module, "arm", self._arm)
+        monkeypatch.setattr(keeper_module, "announce_absence", self._announce)
         monkeypatch.setattr(keeper_module, "BACK_OFF_FIRST_S", 0.01)
         self._thread = threading.Thread(target=self._live, daemon=True)
 
@@ -61,6 +63,9 @@ class Bench:
             self.ended = Box(lines, tools, notifier, ReloadFlag(), patient=self._patient).run()
         except UnavailableError as error:
             self.error = error
+
+    def _announce(self, settings: LineSettings, problem: str, clock: Clock) -> None:
+        self.announced.append(f"{settings.bundle.name}: {problem}")
 
     def _arm(self, settings: LineSettings, tools: Tools, cleanup: ExitStack) -> Any:
         del cleanup
@@ -199,3 +204,18 @@ def test_a_stop_does_not_wait_for_an_engine_to_be_built(bench: Bench) -> None:
     assert bench.ended is ExitCode.OK
     assert "READY=1" not in bench.manager.heard()
     go_on.set()
+
+
+def test_the_broker_hears_once_why_a_line_is_not_there(bench: Bench) -> None:
+    tries: list[str] = []
+
+    def gone(tools: Tools) -> None:
+        tools.phase("opening camera cam0")
+        tries.append("again")
+        if len(tries) < 4:
+            raise UnavailableError("rtsp://user:secret@camera", "plug it in")
+
+    bench.before_run = gone
+    bench.start(only=lives)
+    wait_until(lambda: "READY=1" in bench.manager.heard() and len(tries) == 4, "the line")
+    assert bench.announced == ["only: failed while opening camera cam0"]

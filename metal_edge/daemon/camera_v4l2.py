@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import struct
 from typing import Any
 
 import cv2
@@ -46,6 +49,34 @@ class V4l2Options(Options):
     width: int | None = Field(default=None, ge=1, le=65536)
     height: int | None = Field(default=None, ge=1, le=65536)
     gain: int | None = Field(default=None, description="in the driver's own units")
+
+
+# struct v4l2_queryctrl and VIDIOC_QUERYCTRL, _IOWR('V', 36, 68 bytes); <linux/videodev2.h>
+_QUERY = struct.Struct("=II32siiiiI8x")
+_VIDIOC_QUERYCTRL = 3 << 30 | _QUERY.size << 16 | ord("V") << 8 | 36
+_CONTROLS = {cv2.CAP_PROP_EXPOSURE: 0x009A0902, cv2.CAP_PROP_GAIN: 0x00980913}
+
+
+def control_range(device: str, control: int) -> tuple[int, int] | None:
+    """What the driver allows for a control, by its V4L2 id; None where it does not say."""
+    answer = bytearray(_QUERY.pack(control, 0, b"", 0, 0, 0, 0, 0))
+    try:
+        handle = os.open(device, os.O_RDWR | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.ioctl(handle, _VIDIOC_QUERYCTRL, answer)
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return limits_of(bytes(answer))
+
+
+def limits_of(answer: bytes) -> tuple[int, int]:
+    """Smallest and largest value in a `struct v4l2_queryctrl`."""
+    _, _, _, low, high, _, _, _ = _QUERY.unpack(answer)
+    return low, high
 
 
 def buffer_time(position_ms: float, now_ns: int) -> tuple[int, TimeSource]:
@@ -145,7 +176,10 @@ class V4l2Camera(CaptureCamera):
         capture.set(prop, value)
         found = capture.get(prop)
         if found != value:
+            control = _CONTROLS.get(prop)
+            allowed = None if control is None else control_range(self._settings.uri, control)
+            limits = "" if allowed is None else f"it allows {allowed[0]} to {allowed[1]}; "
             raise CameraError(
                 f"camera {self.name}: camera.{key} wants {value:g}, the driver says {found:g}",
-                f"see `v4l2-ctl -d {self.name} --list-ctrls --list-formats-ext` for what it allows",
+                f"{limits}see `v4l2-ctl -d {self.name} --list-ctrls --list-formats-ext`",
             )

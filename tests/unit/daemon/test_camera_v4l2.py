@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metal_edge.daemon.camera_v4l2 import FOURCC, V4l2Camera, buffer_time
+from metal_edge.daemon.camera_v4l2 import (
+    FOURCC,
+    V4l2Camera,
+    buffer_time,
+    control_range,
+    limits_of,
+)
 from metal_edge.daemon.cameras import CameraError, TornFrameError
 from metal_edge.daemon.clock import SystemClock
 from metal_edge.domain import TimeSource
@@ -94,6 +101,17 @@ def test_settings_are_read_back() -> None:
         with pytest.raises(CameraError, match=r"camera\.\S+ wants \d+, the driver says .*v4l2-ctl"):
             source(driver, **wanted)
         assert driver.released
+
+
+def test_the_limits_of_a_control_as_the_kernel_lays_them_out(tmp_path: Path) -> None:
+    """linux/videodev2.h: id, type, 32 bytes of name, then minimum, maximum, step, default."""
+    name = b"Exposure Time, Absolute".ljust(32, b"\0")
+    numbers = b"".join(n.to_bytes(4, "little", signed=True) for n in (-3, 5000, 1, 157, 0, 0, 0))
+    answer = (0x009A0902).to_bytes(4, "little") + (1).to_bytes(4, "little") + name + numbers
+    assert len(answer) == 68 and limits_of(answer) == (-3, 5000)
+    (tmp_path / "file").touch()
+    assert control_range(str(tmp_path / "file"), 0x009A0902) is None  # no such ioctl
+    assert control_range(str(tmp_path / "none"), 0x009A0902) is None
 
 
 def test_a_raw_format_is_converted_here() -> None:

@@ -7,6 +7,7 @@ nothing. These checks know nothing of parts: they find pictures that no part can
 from __future__ import annotations
 
 import zlib
+from collections import deque
 
 import numpy as np
 
@@ -19,6 +20,8 @@ BLACK_SHARE = 0.001
 # Levels are counted on an even grid of about so many pixels: a larger one would say no more.
 GRID_PIXELS = 65_536
 FROZEN_IF_LIVE = 2
+# A driver that is stuck may hand out all its buffers in turn; few keep more.
+RING = 16
 
 
 class FrameChecks:
@@ -36,8 +39,8 @@ class FrameChecks:
         if frozen_after is None:
             frozen_after = FROZEN_IF_LIVE if live else 0
         self._frozen_after = frozen_after
-        self._last: tuple[tuple[int, ...], int] | None = None
-        self._alike = 0
+        self._last: deque[tuple[tuple[int, ...], int]] = deque(maxlen=RING)  # newest first
+        self._alike = [0] * RING  # by lag, how many in a row were like the one so long before
 
     def fault(self, image: Image) -> Reason | None:
         """What is wrong with the picture itself; call it once per frame, in order.
@@ -46,7 +49,8 @@ class FrameChecks:
             image: uint8 [H, W, 3].
 
         Returns:
-            frozen_frame: the last so many pictures, this one included, are the same.
+            frozen_frame: the last so many pictures, this one included, are the same, or the same
+                few come round again.
             black_frame: no more than `BLACK_SHARE` of the pixels have a channel above the level.
             saturated_frame: more than the given share of the pixels have a channel at 255, so
                 that what is brighter there cannot be seen.
@@ -65,12 +69,13 @@ class FrameChecks:
         if not self._frozen_after:
             return False
         # 32 bits are enough: equal pictures are always found, and two different ones that are
-        # taken for equal, once in 4 billion frames, cost one `unknown`. A better digest would
+        # taken for equal, once in 300 million frames, cost one `unknown`. A better digest would
         # cost each frame of 5 megapixels 10 ms.
         digest = (image.shape, zlib.crc32(np.ascontiguousarray(image).data))
-        self._alike = self._alike + 1 if digest == self._last else 1
-        self._last = digest
-        return self._alike >= self._frozen_after
+        for place, earlier in enumerate(self._last):
+            self._alike[place] = self._alike[place] + 1 if earlier == digest else 0
+        self._last.appendleft(digest)
+        return max(self._alike) >= self._frozen_after - 1
 
 
 def _brightest(image: Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

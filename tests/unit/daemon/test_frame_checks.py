@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from metal_edge.daemon.decision import Reason
-from metal_edge.daemon.frame_checks import FrameChecks
+from metal_edge.daemon.frame_checks import RING, FrameChecks
 from metal_edge.domain import Image
 from metal_edge.settings import FrameCheckSettings
 
@@ -85,19 +85,33 @@ def test_checks_can_be_switched_off() -> None:
 
 @given(
     images=st.lists(pictures(30, 200), min_size=1, max_size=4, unique_by=lambda i: i.tobytes()),
-    order=st.lists(st.integers(0, 3), min_size=1, max_size=12),
+    order=st.lists(st.integers(0, 3), min_size=1, max_size=30),
     limit=st.integers(1, 4),
 )
-def test_the_same_picture_so_many_times_in_a_row_is_frozen(
+def test_pictures_that_come_round_again_so_many_times_are_frozen(
     images: list[Image], order: list[int], limit: int
 ) -> None:
+    """In plain words: for some lag, each of the last pictures is the one so many before it."""
     frozen = checks(frozen_after=limit)
     shown = [index % len(images) for index in order]
-    for count, index in enumerate(shown):
+    for count, index in enumerate(shown, 1):
         # A copy each: equal pixels make it frozen, not the same array.
         found = frozen.fault(images[index].copy())
-        row = shown[max(0, count + 1 - limit) : count + 1]
-        assert (found is Reason.FROZEN_FRAME) == (len(row) == limit and set(row) == {index})
+        again = [
+            all(place >= lag and shown[place] == shown[place - lag] for place in last)
+            for lag in range(1, RING + 1)
+            for last in [range(count - (limit - 1), count)]
+        ]
+        assert (found is Reason.FROZEN_FRAME) == (count >= limit and any(again))
+
+
+@pytest.mark.parametrize("buffers", [1, 2, 4, 10, RING])
+def test_a_driver_that_hands_out_its_old_buffers_in_turn_is_found(buffers: int) -> None:
+    """Each differs from the one before it, and none shows the part that stands there."""
+    live = checks()
+    ring = [plain(60 + number) for number in range(buffers)]
+    assert [live.fault(image) for image in ring] == [None] * buffers
+    assert [live.fault(image) for image in ring] == [Reason.FROZEN_FRAME] * buffers
 
 
 @given(image=pictures(30, 200), data=st.data())

@@ -31,6 +31,10 @@ REPLY = Topic("reply", qos=1, expiry_s=10)
 COMMAND = Topic("cmd", qos=1, expiry_s=10)
 ECHO = Topic("echo", qos=0)
 
+# Of a command, in characters and bytes.
+MAX_RESPONSE_TOPIC = 256
+MAX_CORRELATION = 256
+
 
 def may_answer(root: str, topic: str) -> bool:
     """Whether a sender may have its answer there.
@@ -43,7 +47,3 @@ def may_answer(root: str, topic: str) -> bool:
         return False
     own = topic == root or topic.startswith(root + "/")
     return not own or topic.startswith(f"{root}/{REPLY.name}/")
-
-
-MAX_RESPONSE_TOPIC = 256
-MAX_CORRELATION = 256

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from metal_edge.bundle import Bundle
 from metal_edge.domain import Inspection
+from metal_edge.errors import UnavailableError
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.load import load_runner
 
@@ -74,10 +75,15 @@ class SharedRunner:
     def run(self, images: NDArray[np.uint8]) -> list[Inspection]:
         """See `Runner.run`; waits while others are at it, each for one call at most."""
         with self._turn:
+            if self._release is None:
+                raise UnavailableError("this share of the engine is closed", "open another one")
             return self._runner.run(images)
 
     def close(self) -> None:
-        """Gives the share back; the engine goes with the last one. May be called twice."""
+        """Gives the share back; the engine goes with the last one. May be called twice.
+
+        And from any thread: an engine is not freed while somebody is at it.
+        """
         release, self._release = self._release, None
         if release is not None:
             release()
@@ -145,4 +151,5 @@ class Engines:
             if engine.users:
                 return
             del self._engines[digest]
-        engine.end.close()
+        with engine.turn:
+            engine.end.close()

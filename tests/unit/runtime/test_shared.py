@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from support.broker import wait_until
 from support.tiny_bundle import build_bundle, probe
 
 from metal_edge.bundle import Bundle
+from metal_edge.domain import Inspection
 from metal_edge.errors import UnavailableError
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.load import load_runner
@@ -133,3 +135,53 @@ def test_lines_that_start_together_load_once(bundle: Bundle) -> None:
         thread.join(10)
     assert loads.count == 1
     assert len(shares) == 4
+
+
+class Slow:
+    """A runner that is at it until `go` is set; one that is freed meanwhile would crash."""
+
+    input_shape = (8, 8, 3)
+
+    def __init__(self) -> None:
+        self.inside, self.go = threading.Event(), threading.Event()
+        self.closed = self.closed_inside = False
+
+    def run(self, images: Any) -> list[Inspection]:
+        self.inside.set()
+        self.go.wait(10)
+        self.closed_inside = self.closed
+        return []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.closed = True
+
+
+def test_an_engine_is_not_freed_while_somebody_is_at_it(bundle: Bundle) -> None:
+    """A golden check may be under way when a recipe is taken out of service."""
+    slow = Slow()
+    share = Engines(lambda bundle, threads: slow).open(bundle, 1)
+    user = threading.Thread(target=lambda: share.run(probe(0)))
+    user.start()
+    assert slow.inside.wait(5)
+    freeing = threading.Thread(target=share.close)
+    freeing.start()
+    freeing.join(0.1)
+    assert not slow.closed
+    slow.go.set()
+    user.join(5)
+    freeing.join(5)
+    assert slow.closed and not slow.closed_inside
+
+
+def test_a_share_that_was_given_back_gives_nothing(bundle: Bundle) -> None:
+    """Another user keeps the engine; who gave up a share must not go on with it."""
+    engines = Engines()
+    mine, other = engines.open(bundle, 1), engines.open(bundle, 1)
+    mine.close()
+    with pytest.raises(UnavailableError, match="closed"):
+        mine.run(probe(0))
+    assert other.run(probe(51))[0].score == pytest.approx(0.2)
+    other.close()

@@ -406,16 +406,19 @@ class Rig:
         return name if self._sees_parts else f"{name} at {decision['t_exposure_ns']}"
 
     def _sessions(self) -> list[tuple[str, Run]]:
-        """Which process each session was: the newest one running when it was first heard."""
-        first: dict[str, int] = {}
+        """Which process each session was: the newest one running when its birth was sent.
+
+        Not when it was heard: by then it may be dead and the next one running. One that died
+        before its birth, of which only the will is heard, decided nothing.
+        """
+        offset_ns = time.time_ns() - time.monotonic_ns()
+        born: dict[str, int] = {}
         for heard in self.recorder.all("state"):
-            first.setdefault(heard.data["session_id"], round(heard.at * NS))
+            if heard.data["status"] != "offline":
+                born.setdefault(heard.data["session_id"], heard.data["t_publish_ns"] - offset_ns)
         return [
-            (
-                session,
-                max((r for r in self.runs if r.from_ns <= at_ns), key=lambda r: r.from_ns),
-            )
-            for session, at_ns in first.items()
+            (session, [r for r in self.runs if r.from_ns <= at_ns or r is self.runs[0]][-1])
+            for session, at_ns in born.items()
         ]
 
     def _lives(self) -> list[Life]:

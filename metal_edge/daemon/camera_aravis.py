@@ -86,7 +86,8 @@ class AravisSource:
         self.never_silent = settings.mode is CameraMode.LATEST
         self._requested_ns = 0
         self._counter = BlockCounter()
-        self._times = ClockMap()
+        self._buffers = max(10, settings.fifo)
+        self._times = ClockMap(self._buffers)
         self._lost = threading.Event()
         self._answers = True
         self._stream: Any = None
@@ -164,7 +165,7 @@ class AravisSource:
         camera.set_acquisition_mode(aravis.AcquisitionMode.CONTINUOUS)
         self._stream = camera.create_stream(None, None)
         payload = camera.get_payload()
-        for _ in range(max(10, settings.fifo)):
+        for _ in range(self._buffers):
             self._stream.push_buffer(aravis.Buffer.new_allocate(payload))
         camera.start_acquisition()
 

@@ -83,7 +83,8 @@ class PylonSource:
         self.never_silent = settings.mode is CameraMode.LATEST
         self._requested_ns = 0
         self._last_id: int | None = None
-        self._times = ClockMap()
+        self._buffers = max(10, settings.fifo)
+        self._times = ClockMap(self._buffers)
         try:
             self._camera = self._pylon.InstantCamera(self._find(settings.uri))
             self._start(settings)
@@ -144,7 +145,7 @@ class PylonSource:
             nodes = PylonNodes(self._genicam, camera.GetNodeMap())
             configure(nodes, settings)
             self._tick_ns = 1e9 / float(nodes.get(_TICK_NODE)) if nodes.has(_TICK_NODE) else 1.0
-            camera.MaxNumBuffer.SetValue(max(10, settings.fifo))
+            camera.MaxNumBuffer.SetValue(self._buffers)
             newest = settings.mode is CameraMode.LATEST
             camera.StartGrabbing(
                 pylon.GrabStrategy_LatestImageOnly if newest else pylon.GrabStrategy_OneByOne

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-# More frames than lie in all buffers between sensor and reader: one of them came without delay.
+# So many frames besides those that the driver's buffers hold: one of them came without delay.
 WINDOW = 64
 # How far two quartz clocks drift apart, at worst, in parts per million.
 DRIFT_PPM = 100
@@ -14,15 +14,20 @@ class ClockMap:
     """Learns the offset between two clocks from when frames arrive.
 
     A frame cannot arrive before it was taken, so arrival minus camera time is the offset plus a
-    delay. The smallest of the last `WINDOW` such differences, each allowed to drift, has the
-    smallest delay in it. Mapped times are thus late by that delay (exposure, read-out and
-    transfer of the quickest frame) and by no more than the drift; never later than the arrival.
+    delay. The smallest of the last such differences, `WINDOW` more than there are buffers, each
+    allowed to drift, has the smallest delay in it. Mapped times are thus late by that delay
+    (exposure, read-out and transfer of the quickest frame) and by no more than the drift; never
+    later than the arrival.
     A frame that waited in a buffer is recognised by its age. Method: the minimum filter of
     NTP's clock filter algorithm (RFC 5905, 10), one way.
+
+    Args:
+        buffers: of the driver. After a pause all of them may come late, one after the other.
     """
 
-    def __init__(self) -> None:
-        self._samples: deque[tuple[int, int]] = deque(maxlen=WINDOW)  # arrival, difference
+    def __init__(self, buffers: int = 0) -> None:
+        # arrival, difference
+        self._samples: deque[tuple[int, int]] = deque(maxlen=WINDOW + buffers)
         self._last_ns: int | None = None
 
     def map(self, camera_ns: int, arrival_ns: int) -> int:
@@ -35,7 +40,7 @@ class ClockMap:
         Returns:
             at most `arrival_ns`.
         """
-        if self._last_ns is not None and camera_ns <= self._last_ns:
+        if self._last_ns is not None and camera_ns < self._last_ns:
             self._samples.clear()  # the clock was set back: the camera restarted
         self._last_ns = camera_ns
         self._samples.append((arrival_ns, arrival_ns - camera_ns))

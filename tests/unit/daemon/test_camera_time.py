@@ -59,6 +59,27 @@ def test_a_frame_that_waited_is_as_old_as_it_is() -> None:
     assert abs(waited_ns - clock.map(1_000 * MS, waited_ns) - 898 * MS) < 1 * MS
 
 
+@pytest.mark.parametrize("buffers", [10, 64, 256])
+def test_all_frames_that_waited_while_the_process_was_stopped_show_it(buffers: int) -> None:
+    """As many as the driver has places for, one every 10 ms, all read at once when it goes on."""
+    clock = ClockMap(buffers)
+    for number in range(2 * WINDOW):
+        clock.map(number * 10 * MS, number * 10 * MS + 2 * MS)
+    first = 2 * WINDOW
+    arrival_ns = (first + buffers) * 10 * MS + 2 * MS
+    for number in range(first, first + buffers):
+        age_ns = arrival_ns - clock.map(number * 10 * MS, arrival_ns)
+        assert abs(age_ns - (first + buffers - number) * 10 * MS) < 1 * MS
+
+
+def test_the_same_frame_handed_out_again_is_as_old_as_it_is() -> None:
+    """A clock that was set back does not show the very same time."""
+    clock = ClockMap()
+    for number in range(10):
+        clock.map(number * 100 * MS, number * 100 * MS + 2 * MS)
+    assert clock.map(900 * MS, 1900 * MS) < 903 * MS
+
+
 def test_a_camera_that_restarts_is_learnt_anew() -> None:
     """Its clock begins at zero; the old offset would make all frames look like the past."""
     clock = ClockMap()

@@ -154,7 +154,8 @@ class Keeper:
         if self._patient and self.phase is Phase.ARMING:
             self._announce(f"failed while {self.doing}")
         self._pulse.say(self.name, f"offline: {error}")
-        self._tell()
+        if self._patient:  # otherwise the news is that the line has ended
+            self._tell()
 
     def _announce(self, problem: str) -> None:
         """Once per problem: the state is retained."""

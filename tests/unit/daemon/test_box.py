@@ -13,6 +13,7 @@ import pytest
 from support.broker import wait_until
 from support.notify import Manager
 
+from metal_edge.daemon import box as box_module
 from metal_edge.daemon import keeper as keeper_module
 from metal_edge.daemon.arming import Tools
 from metal_edge.daemon.box import Box, ReloadFlag
@@ -146,6 +147,29 @@ def test_an_impatient_line_takes_its_error_to_the_box(bench: Bench) -> None:
     bench.start(patient=False, only=gone)
     bench.join()
     assert str(bench.error) == "no camera: plug it in"
+
+
+def test_an_impatient_line_that_fails_is_never_ready(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manager must not hear READY of a service that is about to exit with an error."""
+
+    class News(threading.Event):
+        """Whoever brings some gives the box the time to look around."""
+
+        def set(self) -> None:
+            super().set()
+            threading.Event().wait(0.05)
+
+    def gone(tools: Tools) -> None:
+        raise UnavailableError("no camera", "plug it in")
+
+    monkeypatch.setattr(bench, "before_run", gone)
+    monkeypatch.setattr(box_module, "threading", SimpleNamespace(Event=News))
+    bench.start(patient=False, only=lives)
+    bench.join()
+    assert str(bench.error) == "no camera: plug it in"
+    assert "READY=1" not in bench.manager.heard()
 
 
 def test_the_box_ends_when_all_lines_have_come_to_their_end(bench: Bench) -> None:

@@ -85,6 +85,7 @@ class Changeover:
         self._line = line
         self._outside = outside
         self._lock = threading.Lock()
+        self._storing = threading.Lock()
         self._serving = serving
         self._fallback: Serving | None = None  # of the trial under way
         self._swapping = False  # models are on their way to the deciding thread
@@ -195,8 +196,13 @@ class Changeover:
             reply(Answer("failed", "the line stops"))
             return
         log.info("recipe %s serves", recipe)
-        self._outside.store(recipe)
+        self._remember()
         reply(Answer("done", **_details(new)))
+
+    def _remember(self) -> None:
+        """What serves now, whichever of two threads comes last."""
+        with self._storing:
+            self._outside.store(self._serving.recipe)
 
     def _fail(self, what: str, reason: str, reply: Reply) -> None:
         self.problem = f"{what} failed"
@@ -237,8 +243,6 @@ class Changeover:
             self._swapping = True
         self._line.replace_models(models, done)
         over.wait()
-        with self._lock:
-            self._swapping = False
         if not taken.is_set():
             release(new.proven.models)
         return taken.is_set()
@@ -249,7 +253,8 @@ class Changeover:
             unused, self._fallback = self._fallback, self._serving
             if self._serving is self._broken:
                 unused, self._fallback = self._fallback, unused
-            self._serving = new
+            # Here, not in the thread that waits: the next inference may already end the trial.
+            self._serving, self._swapping = new, False
         self.problem = None
         self._note_versions(new)
         self._outside.told(new)
@@ -283,7 +288,7 @@ class Changeover:
             self.problem = f"recipe {new.recipe} failed in service"
             self._outside.told(old)
             _release_later(new)
-            _later(lambda: self._outside.store(old.recipe))
+            _later(self._remember)
 
         self._line.replace_models(old.proven.models, done)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ class Rig:
         self.told: list[str] = []
         self.stored: list[str] = []
         self.answers: list[Answer] = []
+        self.store: Callable[[str], None] = self.stored.append
+        self.after_done: Callable[[], None] | None = None
         self.queue: list[tuple[Models, Done]] = []
         names = {DEFAULT: "", "poor": "nan_score", "poor2": "nan_map"}
         for name, fault in names.items():
@@ -48,7 +51,7 @@ class Rig:
         outside = Outside(
             engines=engines,
             told=lambda now: self.told.append(now.recipe),
-            store=self.stored.append,
+            store=lambda recipe: self.store(recipe),
             stopping=lambda: False,
         )
         self.changeover = Changeover(Serving(settings, DEFAULT, proven), self, outside)
@@ -68,6 +71,9 @@ class Rig:
         models, done = self.queue.pop(0)
         before, self.models = self.models, models
         done(before)
+        after, self.after_done = self.after_done, None
+        if after is not None:
+            after()
 
     def change(self, recipe: str) -> Answer | None:
         command = Command("recipe", {"recipe": recipe}, 0, self.answers.append)
@@ -75,6 +81,11 @@ class Rig:
 
     def part(self) -> None:
         self.models["cam0"].runner.run(probe(BRIGHT))
+
+    def no_part(self) -> None:
+        """An inference that fails at once."""
+        with pytest.raises(ValueError, match="images"):
+            self.models["cam0"].runner.run(probe(BRIGHT)[:, :1])
 
     def answered(self, count: int) -> None:
         wait_until(lambda: len(self.answers) == count, f"answer {count}")
@@ -132,6 +143,38 @@ def test_a_model_that_breaks_while_the_next_one_waits_is_nobody_s_fallback(rig: 
     assert rig.told == ["poor", "poor2", DEFAULT]
     assert rig.changeover.problems() == ("recipe poor2 failed in service",)
     wait_until(lambda: rig.stored[-1] == DEFAULT, "the recipe to be remembered")
+
+
+def test_a_model_that_breaks_at_once_is_taken_out_before_its_change_is_answered(rig: Rig) -> None:
+    """The thread that answers has stepped back: the next part may well come before it goes on."""
+    rig.change("poor")
+    rig.after_done = rig.no_part
+    rig.swap()
+    rig.swap()
+    assert rig.told == ["poor", DEFAULT]
+
+
+def test_what_is_remembered_is_what_serves_in_the_end(rig: Rig) -> None:
+    """Two threads write: one for the change, one for the return."""
+    writing = threading.Event()
+
+    def write(recipe: str) -> None:
+        if recipe == "poor":  # a slow disk
+            writing.set()
+            wait_until(lambda: len(rig.told) == 2, "the return")
+            threading.Event().wait(0.05)
+        rig.stored.append(recipe)
+
+    rig.store = write
+    rig.change("poor")
+    rig.swap()
+    assert writing.wait(10)
+    rig.part()
+    rig.swap()
+    rig.answered(1)
+    wait_until(lambda: rig.stored and rig.stored[-1] == DEFAULT, "the recipe to be remembered")
+    threading.Event().wait(0.1)
+    assert rig.stored[-1] == DEFAULT
 
 
 def test_a_line_that_stops_first_leaves_nothing_behind(rig: Rig) -> None:

@@ -62,13 +62,14 @@ class Outside:
     Attributes:
         engines: of the process.
         told: called in the deciding thread when something else serves.
-        store: remembers the recipe over a restart; called in a thread that may wait.
+        store: remembers the recipe over a restart, or says what is wrong; called in a thread
+            that may wait.
         stopping: true when the line is about to stop.
     """
 
     engines: Engines
     told: Callable[[Serving], None]
-    store: Callable[[str], None]
+    store: Callable[[str], str | None]
     stopping: Callable[[], bool]
 
 
@@ -202,7 +203,9 @@ class Changeover:
     def _remember(self) -> None:
         """What serves now, whichever of two threads comes last."""
         with self._storing:
-            self._outside.store(self._serving.recipe)
+            wrong = self._outside.store(self._serving.recipe)
+        if wrong is not None:  # a restart would begin with the recipe of another product
+            self.problem = wrong
 
     def _fail(self, what: str, reason: str, reply: Reply) -> None:
         self.problem = f"{what} failed"

@@ -39,20 +39,22 @@ class RecipeMemory:
         try:
             with self._path.open("rb") as file:
                 recipe = json.loads(file.read(MAX_BYTES))["recipe"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise SettingsError(f"{self._path} cannot be read ({error!r})", remedy) from error
-        if recipe != DEFAULT and recipe not in settings.recipes:
+        if not isinstance(recipe, str) or (recipe != DEFAULT and recipe not in settings.recipes):
             raise SettingsError(
                 f"recipe {recipe!r} was in use, and is not in the settings any more", remedy
             )
-        return str(recipe)
+        return recipe
 
-    def write(self, recipe: str) -> None:
-        """Remembers; what goes wrong is logged: the line itself is well."""
+    def write(self, recipe: str) -> str | None:
+        """Remembers. What goes wrong is logged, and given back as a problem in a few words."""
         if self._path is None:
             log.warning("no state directory: a restart would begin with recipe %s", DEFAULT)
-            return
+            return None
         try:
             write_text(self._path, json.dumps({"recipe": recipe}) + "\n")
         except OutputError as error:
             log.error("recipe %s is not remembered over a restart: %s", recipe, error)
+            return "recipe not remembered"
+        return None

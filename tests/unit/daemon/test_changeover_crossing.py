@@ -33,7 +33,7 @@ class Rig:
         self.told: list[str] = []
         self.stored: list[str] = []
         self.answers: list[Answer] = []
-        self.store: Callable[[str], None] = self.stored.append
+        self.store: Callable[[str], str | None] = self.stored.append
         self.after_done: Callable[[], None] | None = None
         self.queue: list[tuple[Models, Done]] = []
         names = {DEFAULT: "", "poor": "nan_score", "poor2": "nan_map"}
@@ -51,7 +51,7 @@ class Rig:
         outside = Outside(
             engines=engines,
             told=lambda now: self.told.append(now.recipe),
-            store=lambda recipe: self.store(recipe),
+            store=self._store,
             stopping=lambda: False,
         )
         self.changeover = Changeover(Serving(settings, DEFAULT, proven), self, outside)
@@ -60,6 +60,9 @@ class Rig:
         runner = load_runner(bundle, threads)
         self.loaded.append(bundle.path.name)
         return Freed(runner, lambda: self.freed.append(bundle.path.name))
+
+    def _store(self, recipe: str) -> str | None:
+        return self.store(recipe)
 
     def replace_models(self, models: Models, done: Done) -> None:
         """The line's side."""
@@ -158,12 +161,13 @@ def test_what_is_remembered_is_what_serves_in_the_end(rig: Rig) -> None:
     """Two threads write: one for the change, one for the return."""
     writing = threading.Event()
 
-    def write(recipe: str) -> None:
+    def write(recipe: str) -> str | None:
         if recipe == "poor":  # a slow disk
             writing.set()
             wait_until(lambda: len(rig.told) == 2, "the return")
             threading.Event().wait(0.05)
         rig.stored.append(recipe)
+        return None
 
     rig.store = write
     rig.change("poor")
@@ -175,6 +179,15 @@ def test_what_is_remembered_is_what_serves_in_the_end(rig: Rig) -> None:
     wait_until(lambda: rig.stored and rig.stored[-1] == DEFAULT, "the recipe to be remembered")
     threading.Event().wait(0.1)
     assert rig.stored[-1] == DEFAULT
+
+
+def test_a_recipe_that_a_restart_would_forget_is_a_problem(rig: Rig) -> None:
+    rig.store = lambda recipe: "recipe not remembered"
+    rig.change("poor")
+    rig.swap()
+    rig.answered(1)
+    assert rig.answers[0].status == "done"  # it serves
+    assert rig.changeover.problems() == ("recipe not remembered",)
 
 
 def test_a_line_that_stops_first_leaves_nothing_behind(rig: Rig) -> None:

@@ -100,10 +100,10 @@ class Box:
         return [keeper for keeper in self._keepers if keeper.phase is not Phase.ENDED]
 
     def _watch(self) -> None:
-        """Vouches for lines that are being armed, within bounds, and says READY once."""
+        """Vouches for lines that come or go, within bounds, and says READY once."""
         now_ns = self._clock.mono_ns()
         for keeper in self._alive():
-            if keeper.phase is Phase.ARMING:
+            if keeper.phase in {Phase.ARMING, Phase.CLOSING}:
                 loading = keeper.doing.startswith(LOADING)
                 limit_ns = LOADING_LIMIT_NS if loading else ARMING_LIMIT_NS
                 if now_ns - keeper.since_ns < limit_ns:

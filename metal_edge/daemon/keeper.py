@@ -31,6 +31,7 @@ class Phase(Enum):
 
     ARMING = auto()
     RUNNING = auto()
+    CLOSING = auto()  # camera, broker, records; a driver may take its time
     WAITING = auto()  # after a fault, for the next try
     ENDED = auto()
 
@@ -148,6 +149,8 @@ class Keeper:
             armed.line.run()
         finally:
             self._changeover = None
+            self.doing, self.since_ns = "closing", self._tools.clock.mono_ns()
+            self.phase = Phase.CLOSING
 
     def _failed(self, error: Exception) -> None:
         self.fault = error  # impatient: the box raises it

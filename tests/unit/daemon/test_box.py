@@ -32,6 +32,7 @@ class Bench:
     def __init__(self, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stop = StopFlag()
         self.before_run: Run = lambda tools: None  # what takes time while arming
+        self.at_the_end: Callable[[], object] = lambda: None  # what takes time while closing
         self.announced: list[str] = []
         self.ended: ExitCode | None = None
         self.error: BaseException | None = None
@@ -68,9 +69,12 @@ class Bench:
     def _announce(self, settings: LineSettings, problem: str, clock: Clock) -> None:
         self.announced.append(f"{settings.bundle.name}: {problem}")
 
+    def _close(self) -> None:
+        self.at_the_end()
+
     def _arm(self, settings: LineSettings, tools: Tools, cleanup: ExitStack) -> Any:
-        del cleanup
         self.before_run(tools)
+        cleanup.callback(self._close)
         name = settings.bundle.name
         identity = SimpleNamespace(model_id="m", topic_root=name)
         serving = SimpleNamespace(identity=identity)
@@ -243,3 +247,21 @@ def test_the_broker_hears_once_why_a_line_is_not_there(bench: Bench) -> None:
     bench.start(only=lives)
     wait_until(lambda: "READY=1" in bench.manager.heard() and len(tries) == 4, "the line")
     assert bench.announced == ["only: failed while opening camera cam0"]
+
+
+def test_a_camera_that_does_not_close_holds_up_its_own_line_only(bench: Bench) -> None:
+    closes, closing = threading.Event(), threading.Event()
+
+    def close() -> None:
+        closing.set()
+        closes.wait(10)
+
+    def breaks(tools: Tools) -> None:
+        bench.at_the_end = close
+        raise ZeroDivisionError
+
+    bench.start(bad=breaks, good=lives)
+    wait_until(closing.is_set, "the broken line to close")
+    before = bench.manager.heard().count("WATCHDOG=1")
+    wait_until(lambda: bench.manager.heard().count("WATCHDOG=1") > before + 2, "signs of life")
+    closes.set()

@@ -17,11 +17,18 @@ from pydantic import Field
 from metal_edge.daemon.camera_options import Options, parse_options, refuse_options, refuse_settings
 from metal_edge.daemon.camera_source import Exposure
 from metal_edge.daemon.camera_stream import OPEN_TIMEOUT_S, StreamCamera
+from metal_edge.daemon.camera_time import ClockMap
 from metal_edge.daemon.cameras import CameraError, EndOfStreamError
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.video_file import is_cut_off
 from metal_edge.domain import Image, TimeSource
 from metal_edge.settings import CameraSettings
+
+
+# A stream is believed after so long even if none of its pictures had to be waited for.
+CATCH_UP_NS = 3_000_000_000
+# How many pictures of a stream may lie in the sockets between its server and us.
+SOCKET_FRAMES = 1000
 
 
 class CaptureSource:
@@ -154,17 +161,40 @@ class RtspOptions(Options):
 
 
 class RtspSource(CaptureSource):
-    """A stream whose pictures were taken a known time before they arrive."""
+    """A stream whose pictures were taken a known time before they arrive.
+
+    Servers begin with what they have in store, and sockets keep what comes while nobody reads:
+    dozens of old pictures in a row, each of which `read` hands out at once as a good one. So a
+    picture counts only from the first one that `read` had to wait for, and the stream's own time
+    stamps say how long each later one has waited.
+    """
 
     def __init__(
         self, capture: Any, name: str, clock: Clock, timeout_s: float, *, latency_ms: float
     ) -> None:
         super().__init__(capture, name, clock, timeout_s)
         self._latency_ns = round(latency_ms * 1e6)
+        self._times = ClockMap(SOCKET_FRAMES)
+        self._opened_ns = clock.mono_ns()
+        self._position_ns = 0
+        self._caught_up = False
+
+    def read(self, timeout_s: float) -> Exposure | None:
+        """See `Source.read`."""
+        exposure = super().read(timeout_s)
+        return exposure if self._caught_up else None
 
     def exposure(self, picture: Any, began_ns: int, now_ns: int) -> Exposure:
         """See `CaptureSource.exposure`."""
-        return super().exposure(picture, began_ns - self._latency_ns, now_ns - self._latency_ns)
+        position_ns = round(self.capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
+        step_ns, self._position_ns = position_ns - self._position_ns, position_ns
+        waited = 0 < step_ns <= 2 * (now_ns - began_ns)
+        if not self._caught_up and (waited or now_ns - self._opened_ns > CATCH_UP_NS):
+            self._caught_up = True
+        # A stream without time stamps stands at 0: then all that is known is the arrival.
+        came_ns = self._times.map(position_ns, now_ns) if position_ns > 0 else now_ns
+        earliest_ns = min(began_ns, came_ns) - self._latency_ns
+        return super().exposure(picture, earliest_ns, came_ns - self._latency_ns)
 
 
 class RtspCamera(CaptureCamera):

@@ -263,6 +263,7 @@ class ScriptedCapture:
 
     def __init__(self, script: Iterator[tuple[float, bool, int]]) -> None:
         self._script = script
+        self._position_ms = 0.0
 
     def isOpened(self) -> bool:  # noqa: N802
         return True
@@ -270,7 +271,12 @@ class ScriptedCapture:
     def read(self) -> tuple[bool, Any]:
         wait_s, ok, level = next(self._script)
         time.sleep(wait_s)  # the camera's own pace
+        self._position_ms += wait_s * 1000
         return ok, np.full((2, 2, 3), level, np.uint8)
+
+    def get(self, prop: int) -> float:
+        del prop
+        return self._position_ms
 
     def release(self) -> None:
         pass

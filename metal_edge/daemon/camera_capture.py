@@ -24,7 +24,6 @@ from metal_edge.daemon.video_file import is_cut_off
 from metal_edge.domain import Image, TimeSource
 from metal_edge.settings import CameraSettings
 
-
 # A stream is believed after so long even if none of its pictures had to be waited for.
 CATCH_UP_NS = 3_000_000_000
 # How many pictures of a stream may lie in the sockets between its server and us.

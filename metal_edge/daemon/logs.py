@@ -20,7 +20,7 @@ _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), 
 _DEBUG = 7
 # What every record has; the rest came by `extra`.
 _USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
-_PASSWORD = re.compile(r"//[^/@\s]*@")
+_PASSWORD = re.compile(r"//[^/\s]*@")  # up to the last @: a password may hold one
 
 
 def set_up_logging(settings: LogSettings, stream: TextIO, environment: Mapping[str, str]) -> None:

@@ -113,6 +113,7 @@ class Publisher:
         self._last_ack_ns: int | None = None
         self._decisions_dropped = 0
         self._denied: set[str] = set()
+        self._uncopied: set[str] = set()
 
     def open(self) -> None:
         """Makes the first connection.
@@ -247,7 +248,12 @@ class Publisher:
 
     def _copy(self, name: str, payload: dict[str, Any]) -> None:
         for copy in self._copies:
-            copy(name, payload)
+            try:
+                copy(name, payload)
+            except Exception:  # metrics and the like must not cost a line its decision
+                if name not in self._uncopied:
+                    log.exception("a copy of %s failed; told once", name)
+                self._uncopied.add(name)
 
     def _collect_acks(self) -> None:
         connection = self._connection

@@ -59,9 +59,10 @@ def test_an_exception_is_a_field_of_its_own() -> None:
     assert found["exception"].splitlines()[-1] == "ValueError: at rtsp://camera/1"
 
 
+@pytest.mark.parametrize("password", ["secret", "a@secret"])
 @pytest.mark.parametrize("kind", [JsonFormatter, TextFormatter])
-def test_no_password_gets_out(kind: Any) -> None:
-    address = "rtsp://user:secret@camera/1"
+def test_no_password_gets_out(kind: Any, password: str) -> None:
+    address = f"rtsp://user:{password}@camera/1"
     made = failed()
     made.msg, made.args, made.uri = "cannot open %s", (address,), address
     text = kind().format(made)

@@ -109,7 +109,7 @@ class Connection:
         settings: broker, credentials, TLS.
         client_id: the same for every connection of a station, so that the broker drops the
             previous one, and publishes its will, before this one says that it is online.
-        will: what the broker says when this connection breaks.
+        will: what the broker says when this connection breaks; None: nothing.
         topics: to subscribe to, at QoS 1.
         on_message: called in paho's thread for each message of these topics.
     """
@@ -118,7 +118,7 @@ class Connection:
         self,
         settings: MqttSettings,
         client_id: str,
-        will: Message,
+        will: Message | None,
         topics: tuple[str, ...],
         on_message: Callable[[Connection, Incoming], None],
     ) -> None:
@@ -139,9 +139,10 @@ class Connection:
             protocol=paho.MQTTv5,
             reconnect_on_failure=False,
         )
-        self._client.will_set(
-            will.topic, will.payload, will.qos, will.retain, _publish_properties(will)
-        )
+        if will is not None:
+            self._client.will_set(
+                will.topic, will.payload, will.qos, will.retain, _publish_properties(will)
+            )
         self._client.on_end = self._lost.set
         self._client.connect_timeout = settings.connect_timeout_s
         self._client.max_queued_messages_set(MAX_QUEUED)

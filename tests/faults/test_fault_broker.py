@@ -139,7 +139,6 @@ def test_broker_hangs_in_free_run(rig: Rig, trial: Trial) -> None:
     rig.recorder.wait("decision", timeout_s=30)
     stopped = time.monotonic_ns()
     rig.broker.pause()
-    wait_until(lambda: daemon.log.count("sent=False") > 20, "decisions held back", 20)
     wait_until(lambda: time.monotonic_ns() - stopped > 6e9, "the hang")
     rig.broker.resume()
     resumed = time.monotonic()
@@ -148,10 +147,11 @@ def test_broker_hangs_in_free_run(rig: Rig, trial: Trial) -> None:
     wait_until(lambda: not rig.lost_events(), "every event", 60)
     late = sum(age_s(heard) > 1.5 for heard in rig.recorder.all("decision"))
     trial.row.parts = len({h.data["event_id"] for h in rig.recorder.all("event")})
-    trial.row.uninspected, trial.row.lost = 0, 0
+    trial.row.lost = 0
     trial.row.notes.append(f"{late} decisions came out of the socket late")
     trial.judge_recovery()
     assert late <= 2 * 20, "more than the second before the hang was noticed"
+    assert daemon.log.count("sent=False") > 20
 
 
 @pytest.mark.fault(
@@ -182,7 +182,7 @@ def test_an_hour_away(rig: Rig, trial: Trial, fast: bool) -> None:
     trial.recovered(first.at - back / 1e9)
     wait_until(lambda: not rig.lost_events(), "every event", 120)
     trial.row.parts = len({h.data["event_id"] for h in rig.recorder.all("event")})
-    trial.row.uninspected, trial.row.lost = 0, 0
+    trial.row.lost = 0
     assert trial.row.parts > missed
     assert max(age_s(h) for h in rig.recorder.all("decision")) < 1.5, "a stale decision"
     trial.judge_recovery()

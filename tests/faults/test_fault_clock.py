@@ -12,7 +12,7 @@ from rig import Rig
 LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
 
-@pytest.mark.parametrize("hours", [1, -1])
+@pytest.mark.parametrize("hours", [1, -1], ids=["forward", "back"])
 @pytest.mark.fault(
     "clock step",
     "the daemon's wall clock steps (libfaketime); its monotonic one goes on",

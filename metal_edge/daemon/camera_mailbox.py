@@ -5,7 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from metal_edge.daemon.cameras import CameraError, EndOfStreamError, FrameOverflowError
+from metal_edge.daemon.cameras import (
+    CameraError,
+    EarlyFrameError,
+    EndOfStreamError,
+    FrameOverflowError,
+    TornFrameError,
+)
 from metal_edge.domain import Frame
 
 Item = Frame | CameraError
@@ -16,10 +22,12 @@ class Mailbox:
 
     Args:
         places: how many items are kept in order; None keeps only the newest one.
+        all_count: each exposure is some part's, so one that is too old is told, not left out.
     """
 
-    def __init__(self, places: int | None) -> None:
+    def __init__(self, places: int | None, *, all_count: bool = False) -> None:
         self._places = places
+        self._all_count = all_count
         self._changed = threading.Condition()
         self._items: deque[Item] = deque()
         self._not_before_ns = 0
@@ -34,7 +42,9 @@ class Mailbox:
         """
         with self._changed:
             if earliest_ns < self._not_before_ns:
-                return
+                if not self._all_count:
+                    return
+                item = early_frame()
             if self._places is None:
                 self._items.clear()
                 self._items.append(item)
@@ -65,10 +75,24 @@ class Mailbox:
         return item
 
     def refuse_before(self, t_mono_ns: int) -> None:
-        """Empties the box; from now on only what was exposed at or after `t_mono_ns` counts."""
+        """Empties the box; from now on only what was exposed at or after `t_mono_ns` counts.
+
+        Raises:
+            EarlyFrameError: all count, and there was an exposure in it.
+        """
         with self._changed:
             self._not_before_ns = t_mono_ns
+            seen = any(isinstance(item, Frame | TornFrameError) for item in self._items)
             self._items.clear()
+        if seen and self._all_count:
+            raise early_frame()
+
+
+def early_frame() -> EarlyFrameError:
+    """For people."""
+    return EarlyFrameError(
+        "the exposure came before its command", "send cmd/trigger before the part is there"
+    )
 
 
 def _overflow(places: int) -> FrameOverflowError:

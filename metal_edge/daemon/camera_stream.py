@@ -109,8 +109,10 @@ class StreamCamera:
         return re.sub(r"//[^/]*@", "//", self._settings.uri) or self._settings.camera_id
 
     def _new_mailbox(self) -> Mailbox:
-        in_order = self._settings.mode is CameraMode.HARDWARE
-        return Mailbox(self._settings.fifo if in_order else None)
+        settings = self._settings
+        wired = settings.mode is CameraMode.TRIGGERED and settings.trigger_source != "software"
+        in_order = settings.mode is CameraMode.HARDWARE
+        return Mailbox(settings.fifo if in_order else None, all_count=wired)
 
     def _start(self, first_seq: int) -> Reader:
         reader = Reader(

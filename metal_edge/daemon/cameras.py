@@ -33,6 +33,10 @@ class CameraTimeoutError(CameraError):
     """No frame arrived in time."""
 
 
+class EarlyFrameError(CameraError):
+    """A wired exposure from before the trigger: this part's, that of one before, nobody knows."""
+
+
 class TornFrameError(CameraError):
     """An exposure of which a piece is missing: lost packets, half a buffer, a failed grab.
 
@@ -83,6 +87,7 @@ class Camera(Protocol):
 
         Raises:
             CameraError: the request could not be sent.
+            EarlyFrameError: the wire was quicker; the next exposure is another part's.
         """
 
     def grab(self, timeout_s: float) -> Frame:
@@ -93,6 +98,7 @@ class Camera(Protocol):
             CameraTimeoutError: none within `timeout_s` seconds. In `hardware` mode that is no
                 fault, and proves that the camera is there: one that is not raises CameraError.
             TornFrameError: a piece of the frame is missing.
+            EarlyFrameError: the wire was quicker than the trigger.
             FrameOverflowError: `hardware`: exposures were lost here, too many were waiting.
             EndOfStreamError: a file camera in free run is at its end.
             CameraError: the frame or the camera is broken.

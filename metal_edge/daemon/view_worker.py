@@ -6,7 +6,12 @@ import logging
 from dataclasses import replace
 
 from metal_edge.daemon.bell import Bell
-from metal_edge.daemon.cameras import CameraTimeoutError, EndOfStreamError, TornFrameError
+from metal_edge.daemon.cameras import (
+    CameraTimeoutError,
+    EarlyFrameError,
+    EndOfStreamError,
+    TornFrameError,
+)
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.decision import Evidence, Reason, assess, frame_fault
 from metal_edge.daemon.grabber import Grabber, Outcome, Shot
@@ -183,6 +188,8 @@ class ViewWorker:
 def _fault_of(error: Exception | None) -> Reason:
     if isinstance(error, TornFrameError):
         return Reason.TORN_FRAME
+    if isinstance(error, EarlyFrameError):
+        return Reason.STALE_FRAME
     if isinstance(error, CameraTimeoutError | EndOfStreamError):
         return Reason.NO_FRAME
     return Reason.CAMERA_FAILED

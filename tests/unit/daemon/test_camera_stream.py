@@ -17,6 +17,7 @@ from metal_edge.daemon.camera_stream import MOST_LEFT_BEHIND, StreamCamera
 from metal_edge.daemon.cameras import (
     CameraError,
     CameraTimeoutError,
+    EarlyFrameError,
     EndOfStreamError,
     FrameOverflowError,
     TornFrameError,
@@ -41,6 +42,7 @@ class Told:
         self.requests = 0
         self.closed = False
         self.requested_ns = 0
+        self.earliest_ns: int | None = None
 
     def request(self) -> None:
         self.requests += 1
@@ -59,7 +61,7 @@ class Told:
             time.sleep(min(timeout_s, 0.005))  # the camera's own pace
             return None
         now_ns = time.monotonic_ns()
-        earliest_ns = self.requested_ns if self.on_request else now_ns
+        earliest_ns = self.requested_ns if self.on_request else self.earliest_ns or now_ns
         seq = step if step >= 0 else None
         return Exposure(IMAGE, now_ns, earliest_ns, TimeSource.CAMERA, seq)
 
@@ -243,6 +245,43 @@ def test_no_second_exposure_is_asked_for_while_the_first_is_under_way(told: Make
     arrived.set()
     assert camera.grab(5).seq == 2
     assert camera.sources[0].requests == 2
+
+
+WIRED: dict[str, Any] = {"mode": "triggered", "trigger_source": "Line1"}
+
+
+def test_a_command_after_its_exposure_does_not_get_the_next_part_s(told: MakeTold) -> None:
+    """The wire was quicker than the broker. Nobody knows that this one was late, so it counts."""
+    came, go_on = threading.Event(), threading.Event()
+    camera = told([1, came.set, lambda: go_on.wait(10), 2, None, 3], **WIRED)
+    assert came.wait(5)
+    with pytest.raises(EarlyFrameError):
+        camera.trigger("first")
+    camera.trigger("second")
+    go_on.set()
+    assert camera.grab(5).seq == 2
+
+
+def test_nor_while_the_picture_is_being_transferred(told: MakeTold) -> None:
+    """Stamped before the command, received after it."""
+    go_on = threading.Event()
+    early_ns = time.monotonic_ns()
+
+    class Slow(ToldCamera):
+        def connect(self) -> Told:
+            source = super().connect()
+            source.earliest_ns = early_ns
+            return source
+
+    camera = Slow([lambda: go_on.wait(10), 1], **WIRED)
+    camera.open()
+    try:
+        camera.trigger("first")
+        go_on.set()
+        with pytest.raises(EarlyFrameError):
+            camera.grab(5)
+    finally:
+        camera.close()
 
 
 def test_a_request_without_an_exposure_opens_the_camera_anew(told: MakeTold) -> None:

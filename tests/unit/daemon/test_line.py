@@ -9,7 +9,12 @@ import pytest
 from support.broker import wait_until
 from support.line_rig import BAD, GOOD, Rig, ScriptedCamera, SteppingClock
 
-from metal_edge.daemon.cameras import CameraError, CameraTimeoutError, TornFrameError
+from metal_edge.daemon.cameras import (
+    CameraError,
+    CameraTimeoutError,
+    EarlyFrameError,
+    TornFrameError,
+)
 from metal_edge.daemon.clock import SystemClock
 
 HOUR_NS = 3_600_000_000_000
@@ -35,6 +40,7 @@ def test_a_good_part_passes_and_a_bad_one_is_rejected() -> None:
     [
         (CameraError("the cable is out"), "camera_failed"),
         (TornFrameError("packets are missing"), "torn_frame"),
+        (EarlyFrameError("the wire was quicker"), "stale_frame"),
         (CameraTimeoutError("nothing came"), "no_frame"),
         (RuntimeError("a mistake in a camera"), "camera_failed"),
         (0, "black_frame"),

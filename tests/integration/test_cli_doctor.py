@@ -1,0 +1,189 @@
+"""`metal-edge doctor --config`: real failures of a line, and a daemon that must not notice."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.broker import HOST, Broker, Listener, find_mosquitto
+from support.certificates import Authority
+from support.cli import cli
+from support.daemon_process import STATION, Daemon, write_settings
+from support.tiny_bundle import DARK, build_bundle, write_image
+
+from metal_edge.cli.doctor.certificates import ends_at
+
+pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="needs mosquitto")
+OWN = {"decision", "event", "heartbeat", "state", "model", "config"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    build_bundle(tmp_path / "bundle")
+    (tmp_path / "images").mkdir()
+    write_image(tmp_path / "images" / "0.png", DARK)
+    (tmp_path / "broker").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def broker(folder: Path) -> Iterator[Broker]:
+    with Broker(folder / "broker") as running:
+        yield running
+
+
+def findings(config: Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Exit code, and by check the finding."""
+    done = cli("doctor", "--config", config, "--json")
+    return done.code, {check["check"]: check for check in done.json["checks"]}
+
+
+def test_a_running_daemon_is_left_alone(broker: Broker, folder: Path) -> None:
+    config = write_settings(
+        folder / "line.toml", broker, metrics={"port": 0}, outbox={"path": "outbox.sqlite"}
+    )
+    with Listener(broker) as heard, Daemon(config) as daemon:
+        session = daemon.armed(heard)["session_id"]
+        heard.wait("heartbeat")
+        heard.wipe()
+        code, found = findings(config)
+        assert code == 0
+        assert f"process {daemon.process.pid}" in found["publishing"]["found"]
+        assert found["metrics"]["level"] == "note"
+        said = [message for name in OWN for message in heard.all(name)]
+        assert said
+        assert {message.data["session_id"] for message in said} == {session}
+        assert not heard.all("state")  # nothing became of it, for better or worse
+        assert daemon.stop() == 0
+
+
+def test_a_daemon_on_another_machine_is_heard(broker: Broker, folder: Path) -> None:
+    config = write_settings(folder / "line.toml", broker)
+    (folder / "copy").mkdir()
+    other = write_settings(
+        folder / "copy" / "line.toml",
+        broker,
+        bundle=str(folder / "bundle"),
+        camera={"uri": str(folder / "images")},
+    )
+    with Listener(broker) as heard, Daemon(other) as daemon:
+        daemon.armed(heard)
+        _, found = findings(config)
+        assert "heartbeat" in found["publishing"]["found"]
+
+
+def test_nothing_stays_behind(broker: Broker, folder: Path) -> None:
+    """No retained message, no verdict, no sign of life that anybody could believe."""
+    config = write_settings(folder / "line.toml", broker)
+    with Listener(broker) as heard:
+        code, found = findings(config)
+        assert code == 0
+        assert found["publishing"]["level"] == "ok"
+        said = [message for name in OWN for message in heard.all(name)]
+        assert {message.name for message in said} == OWN
+        assert all(isinstance(message.data, ValueError) for message in said)
+    with Listener(broker) as later:
+        assert not [message for name in OWN for message in later.all(name)]
+
+
+def test_access_rules(folder: Path) -> None:
+    rules = folder / "acl"
+    rules.write_text(f"topic read #\ntopic write {STATION}/decision\ntopic write {STATION}/state\n")
+    with Broker(folder / "broker", f"allow_anonymous true\nacl_file {rules}") as broker:
+        code, found = findings(write_settings(folder / "line.toml", broker))
+    assert code == 1
+    publishing = found["publishing"]
+    assert publishing["level"] == "FAIL"
+    for name in OWN - {"decision", "state"}:
+        assert f"{name} (Not authorized)" in publishing["found"]
+    assert "decision" not in publishing["found"]
+    assert publishing["remedy"]
+
+
+def test_no_credentials(folder: Path) -> None:
+    (folder / "passwords").touch(mode=0o600)
+    extra = f"allow_anonymous false\npassword_file {folder / 'passwords'}"
+    with Broker(folder / "broker", extra) as broker:
+        code, found = findings(write_settings(folder / "line.toml", broker))
+    assert code == 1
+    assert "Not authorized" in found["broker"]["found"]
+    assert "mqtt.username" in found["broker"]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("days", "level"), [(300, "ok"), (20, "warn"), (-1, "FAIL")], ids=["fresh", "soon", "expired"]
+)
+def test_certificates(folder: Path, days: int, level: str) -> None:
+    ours = Authority(folder / "ours", "our-ca")
+    server, own = ours.issue("server", days=300), ours.issue("own", days=days)
+    extra = (
+        f"allow_anonymous true\ncafile {ours.pem}\ncertfile {server.cert}\nkeyfile {server.key}\n"
+    )
+    with Broker(folder / "broker", extra) as broker:
+        mqtt = {"ca_file": str(ours.pem), "cert_file": str(own.cert), "key_file": str(own.key)}
+        code, found = findings(write_settings(folder / "line.toml", broker, mqtt=mqtt))
+    assert found["tls own"]["level"] == level
+    assert code == (1 if level == "FAIL" else 0)
+    assert found["tls broker"]["level"] == found["tls authority"]["level"] == "ok"
+    expected = datetime.now(UTC) + timedelta(days=days)
+    assert abs(ends_at(own.cert) - expected) < timedelta(hours=2)
+
+
+def test_a_key_that_is_missing(broker: Broker, folder: Path) -> None:
+    ours = Authority(folder / "ours", "our-ca")
+    own = ours.issue("own")
+    own.key.unlink()
+    mqtt = {"ca_file": str(ours.pem), "cert_file": str(own.cert), "key_file": str(own.key)}
+    code, found = findings(write_settings(folder / "line.toml", broker, mqtt=mqtt))
+    assert code == 1
+    assert str(own.key) in found["tls"]["found"]
+
+
+def test_a_camera_of_another_size_and_a_covered_lens(broker: Broker, folder: Path) -> None:
+    config = write_settings(folder / "line.toml", broker)
+    write_image(folder / "images" / "0.png", DARK, size=(40, 30))
+    code, found = findings(config)
+    assert code == 1
+    assert "40x30" in found["camera"]["found"]
+    assert "32x32" in found["camera"]["found"]
+    write_image(folder / "images" / "0.png", 0)
+    code, found = findings(config)
+    assert (code, found["camera"]["level"]) == (0, "warn")
+    assert "black_frame" in found["camera"]["found"]
+
+
+def test_places_port_and_recipes(broker: Broker, folder: Path) -> None:
+    (folder / "file").write_text("in the way")
+    config = folder / "line.toml"
+    with socket.create_server((HOST, 0)) as taken:
+        write_settings(
+            config,
+            broker,
+            outbox={"path": "file/outbox.sqlite"},
+            evidence={"path": "pictures", "max_mb": 1e7},
+            metrics={"port": taken.getsockname()[1]},
+            runtime={"cpus": [max(os.sched_getaffinity(0)) + 1]},
+        )
+        with config.open("a") as text:
+            text.write('[recipes.blue]\nbundle = "missing"\n')
+        code, found = findings(config)
+    assert code == 1
+    levels = {name: found[name]["level"] for name in ("outbox", "evidence", "metrics", "cpus")}
+    assert levels == {"outbox": "FAIL", "evidence": "warn", "metrics": "warn", "cpus": "FAIL"}
+    assert found["recipe blue"]["level"] == "FAIL"
+    assert str(folder / "missing") in found["recipe blue"]["found"]
+    assert found["bundle"]["level"] == "ok"
+    assert all(found[name]["remedy"] for name in (*levels, "recipe blue"))
+
+
+def test_a_camera_that_is_not_there(broker: Broker, folder: Path) -> None:
+    camera = {"kind": "v4l2", "uri": str(folder / "video9")}
+    code, found = findings(write_settings(folder / "line.toml", broker, camera=camera))
+    assert code == 1
+    assert found["device"]["level"] == found["camera"]["level"] == "FAIL"
+    assert str(folder / "video9") in found["device"]["found"]

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from metal_edge.bundle import Bundle
 from metal_edge.runtime.load import load_runner
-from tools.bench_daemon.rig import Daemon, Mosquitto, Subscriber, settings_text, wait_for
+from tools.bench_daemon.rig import (
+    CSubscriber,
+    Daemon,
+    Mosquitto,
+    Subscriber,
+    settings_text,
+    wait_for,
+)
 
 TRIGGERS_HZ = 30
 WARM_UP = 30  # decisions that do not count
@@ -31,8 +38,7 @@ class Added:
         total: from the capture callback to the subscriber.
         hand_over: from the callback until the payload is made, but for inference and `post`.
         post: from map to verdict.
-        broker: from the payload's making to the subscriber: event note, JSON, socket, mosquitto,
-            the subscriber's own thread.
+        broker: from the payload's making to a subscriber in C: event note, JSON, socket, broker.
     """
 
     total: NDArray[np.float64]
@@ -64,19 +70,21 @@ class Sustained:
 def added_latency(folder: Path, bundle: Bundle, seconds: float) -> Added:
     """Triggers at 30 a second, as a PLC would send them, for so long."""
     folder.mkdir(parents=True, exist_ok=True)
-    with Mosquitto(folder) as broker, Subscriber(broker.port) as heard:
+    with Mosquitto(folder) as broker, Subscriber(broker.port, keep=False) as heard:
         size = bundle.manifest.preprocess
         options = f"options = {{ width = {size.source_width}, height = {size.source_height} }}"
         text = settings_text(bundle.path, broker.port, f'mode = "triggered"\n{options}')
-        with Daemon(folder, text) as daemon:
+        with CSubscriber(folder, broker.port) as plc, Daemon(folder, text) as daemon:
             daemon.armed(heard)
             count = WARM_UP + round(seconds * TRIGGERS_HZ)
             began = time.monotonic()
             for number in range(count):
                 time.sleep(max(0.0, began + number / TRIGGERS_HZ - time.monotonic()))
                 heard.trigger(number)
-            wait_for(lambda: len(heard.decisions) >= count, "all decisions")
-    return split(heard.decisions[WARM_UP:])
+            wait_for(lambda: heard.decided >= count, "all decisions")
+            daemon.signal(signal.SIGTERM)
+            daemon.process.wait(10)
+    return split(plc.decisions()[WARM_UP:])
 
 
 def split(decisions: Sequence[tuple[int, dict[str, Any]]]) -> Added:

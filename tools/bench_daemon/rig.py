@@ -148,6 +148,34 @@ class Subscriber:
             self.state = str(payload["status"])
 
 
+class CSubscriber:
+    """mosquitto_sub: a subscriber in C, as a PLC's is, that stamps each decision it prints."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._path = folder / "heard.txt"
+        program = shutil.which("mosquitto_sub")
+        if program is None:
+            raise UnavailableError("no mosquitto_sub", "apt-get install mosquitto-clients")
+        topics = ["-t", f"{ROOT}/decision"]
+        command = [program, "-V", "mqttv5", "-h", HOST, "-p", str(port), *topics, "-F", "%U %p"]
+        with self._path.open("wb") as sink:
+            self._process = subprocess.Popen(command, stdout=sink)
+
+    def decisions(self) -> list[tuple[int, dict[str, Any]]]:
+        """When each was heard, UTC in nanoseconds, and what it said."""
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        pairs = [line.split(" ", 1) for line in lines]
+        return [(int(at.replace(".", "")), json.loads(text)) for at, text in pairs]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(10)
+
+
 class Daemon:
     """`python -m metal_edge.daemon` with a pattern camera, as a process of its own."""
 

@@ -240,9 +240,12 @@ class Inspector:
 
     def report(self, decision: Decision, evidence: Sequence[Evidence]) -> None:
         """Tells the world; bookkeeping comes after that."""
-        decision = self.state.release(decision)
+        release = self.state.release
         wanted = self._requests.wants_pictures() and any(e.frame is not None for e in evidence)
-        told = self.parts.reporter.report(decision, self._shown(evidence), keep=wanted)
+        # Looked at twice: the note that goes before the word may have to wait for a disk.
+        told = self.parts.reporter.report(
+            release(decision), self._shown(evidence), keep=wanted, last_look=release
+        )
         if wanted:
             self._requests.taken(told)
         self.parts.publisher.pump()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,13 +62,18 @@ class Reporter:
         return EvidenceStats(0, 0, 0, None) if self._pictures is None else self._pictures.stats()
 
     def report(
-        self, decision: Decision, shown: Sequence[Shown] = (), keep: bool = False
+        self,
+        decision: Decision,
+        shown: Sequence[Shown] = (),
+        keep: bool = False,
+        last_look: Callable[[Decision], Decision] = lambda decision: decision,
     ) -> Decision:
         """Publishes the decision at once, then sees to its audit copy; gives it numbered.
 
         Args:
             shown: what the views saw; nobody may change these pictures afterwards.
             keep: the pictures are wanted whatever the settings say.
+            last_look: may take a `pass` back in the moment before it goes out.
         """
         with self._lock:  # the numbers on the wire must come in order
             self._seq += 1
@@ -78,7 +83,7 @@ class Reporter:
             # even if this process dies in between. `null`: nobody knows whether it was heard.
             self._publisher.begin_event({**payload, "decision_sent": None, "evidence": None})
             now_ns = self._clock.mono_ns()
-            told = still_in_time(decision, now_ns)
+            told = last_look(still_in_time(decision, now_ns))
             if told is not decision:  # lock or note had to wait
                 decision, payload = told, self._payload(told)
             self._counts[decision.verdict.value] += 1

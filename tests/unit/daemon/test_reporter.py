@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from support.broker import wait_until
 from support.line_rig import Rig, SilentBroker
 
 
@@ -53,3 +54,15 @@ def test_a_reject_stays_one_however_late() -> None:
         rig.camera.always = 200
         rig.trigger("t1", deadline_ms=300)
         assert rig.verdicts(1) == [("t1", "reject", "score_at_or_above_threshold")]
+
+
+def test_a_disarm_that_comes_while_the_disk_is_waited_for_counts() -> None:
+    rig = Rig()
+    broker = slow(rig)
+    with rig:
+        rig.trigger("t1")
+        wait_until(lambda: broker.noted, "the note")
+        rig.command("disarm")
+        assert [answer["status"] for answer in rig.answers] == ["accepted", "done"]
+        broker.works.set()
+        assert rig.verdicts(1) == [("t1", "unknown", "disarmed")]

@@ -43,11 +43,15 @@ def findings(config: Path) -> tuple[int, dict[str, dict[str, Any]]]:
     return done.code, {check["check"]: check for check in done.json["checks"]}
 
 
-def test_a_running_daemon_is_left_alone(broker: Broker, folder: Path) -> None:
-    config = write_settings(
-        folder / "line.toml", broker, metrics={"port": 0}, outbox={"path": "outbox.sqlite"}
-    )
-    with Listener(broker) as heard, Daemon(config) as daemon:
+@pytest.mark.parametrize("sign", ["command line", "lock"])
+def test_a_running_daemon_is_left_alone(broker: Broker, folder: Path, sign: str) -> None:
+    sections: dict[str, Any] = {"metrics": {"port": 0}}
+    if sign == "lock":
+        sections["outbox"] = {"path": "outbox.sqlite"}
+    config = write_settings(folder / "line.toml", broker, **sections)
+    other = config if sign == "command line" else folder / "other.toml"
+    other.write_text(config.read_text())
+    with Listener(broker) as heard, Daemon(other) as daemon:
         session = daemon.armed(heard)["session_id"]
         heard.wait("heartbeat")
         heard.wipe()
@@ -88,6 +92,8 @@ def test_nothing_stays_behind(broker: Broker, folder: Path) -> None:
         assert {message.name for message in said} == OWN
         assert all(isinstance(message.data, ValueError) for message in said)
     with Listener(broker) as later:
+        later.trigger(STATION, "last", "p")
+        later.wait("trigger")  # what is retained comes before
         assert not [message for name in OWN for message in later.all(name)]
 
 
@@ -175,6 +181,7 @@ def test_places_port_and_recipes(broker: Broker, folder: Path) -> None:
     assert code == 1
     levels = {name: found[name]["level"] for name in ("outbox", "evidence", "metrics", "cpus")}
     assert levels == {"outbox": "FAIL", "evidence": "warn", "metrics": "warn", "cpus": "FAIL"}
+    assert "is no folder" in found["outbox"]["found"]
     assert found["recipe blue"]["level"] == "FAIL"
     assert str(folder / "missing") in found["recipe blue"]["found"]
     assert found["bundle"]["level"] == "ok"

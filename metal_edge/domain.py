@@ -84,6 +84,7 @@ class Trigger:
         part_id: the PLC's name for the part; None in free run.
         t_mono_ns: when the trigger reached this process.
         deadline_mono_ns: the last moment at which a `pass` still counts.
+        expose_by_mono_ns: a picture taken later may show the next part; None: no limit.
         encoder: the conveyor's count at the photo-eye, where the PLC sends it.
         gate: where this part meets the reject gate, where the settings say it.
     """
@@ -94,6 +95,7 @@ class Trigger:
     deadline_mono_ns: int
     encoder: int | None = None
     gate: Gate | None = None
+    expose_by_mono_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

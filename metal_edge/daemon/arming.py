@@ -162,7 +162,7 @@ def _connect(
 
     def told(now: Serving) -> None:
         line.take_settings(now.settings)
-        desk.budget(now.settings.decision.deadline_ms, now.settings.gate)
+        desk.budget(now.settings.decision, now.settings.gate)
         _introduce(now, publisher, tools.clock)
 
     parts = Parts(

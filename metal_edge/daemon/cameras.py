@@ -37,6 +37,10 @@ class EarlyFrameError(CameraError):
     """A wired exposure from before the trigger: this part's, that of one before, nobody knows."""
 
 
+class LateRequestError(CameraError):
+    """The camera was busy until the part had gone."""
+
+
 class TornFrameError(CameraError):
     """An exposure of which a piece is missing: lost packets, half a buffer, a failed grab.
 

@@ -242,6 +242,9 @@ def _doubt(trigger: Trigger, evidence: Evidence, rules: Rules, now_mono_ns: int)
     if evidence.camera_id not in (None, frame.camera_id):
         return Reason.INCONSISTENT
     fault = frame_fault(frame, rules, now_mono_ns, evidence.requested_mono_ns)
+    latest_ns = trigger.expose_by_mono_ns
+    if fault is None and latest_ns is not None and frame.t_mono_ns > latest_ns:
+        fault = Reason.STALE_FRAME  # the part had gone by then
     if fault is None and now_mono_ns > trigger.deadline_mono_ns:
         fault = Reason.DEADLINE_MISSED
     return fault or _inference_doubt(evidence, rules)

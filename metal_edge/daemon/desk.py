@@ -11,7 +11,7 @@ from metal_edge.daemon.decision import Evidence, Reason, Rules, decide
 from metal_edge.daemon.reject_gate import make_trigger
 from metal_edge.daemon.triggers import Offer, TriggerQueue
 from metal_edge.domain import Decision, Trigger
-from metal_edge.settings import CameraMode, GateSettings
+from metal_edge.settings import CameraMode, DecisionSettings, GateSettings
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class TriggerDesk:
         report: publishes the verdict on a trigger that cannot be queued.
         rules: of the line at that moment; such a verdict is `unknown` under any rules.
         clock: for those verdicts.
-        deadline_ms: for triggers that name none.
+        times: the deadline of triggers that name none, and the latest exposure.
         gate: ends every deadline in time, and goes with the decision.
         mode: triggers make sense in one of them only.
     """
@@ -36,7 +36,7 @@ class TriggerDesk:
         report: Callable[[Decision], object],
         rules: Callable[[], Rules],
         clock: Clock,
-        deadline_ms: float,
+        times: DecisionSettings,
         gate: GateSettings,
         mode: CameraMode,
     ) -> None:
@@ -44,12 +44,12 @@ class TriggerDesk:
         self._report = report
         self._rules = rules
         self._clock = clock
-        self._budget = deadline_ms, gate
+        self._budget = times, gate
         self._mode = mode
 
-    def budget(self, deadline_ms: float, gate: GateSettings) -> None:
+    def budget(self, times: DecisionSettings, gate: GateSettings) -> None:
         """For triggers that come from now on; from any thread."""
-        self._budget = deadline_ms, gate  # as one: no trigger gets half of it
+        self._budget = times, gate  # as one: no trigger gets half of it
 
     def handle(self, command: Command) -> Answer:
         """A handler for Commands."""
@@ -66,7 +66,7 @@ class TriggerDesk:
         return _refused(trigger, offer.value)
 
 
-def trigger_of(command: Command, default_deadline_ms: float, gate: GateSettings) -> Trigger:
+def trigger_of(command: Command, times: DecisionSettings, gate: GateSettings) -> Trigger:
     """The trigger that a command asks for; its deadline counts from the command's arrival."""
     fields = command.fields
     deadline_ms = fields["deadline_ms"]
@@ -74,9 +74,10 @@ def trigger_of(command: Command, default_deadline_ms: float, gate: GateSettings)
         fields["trigger_id"],
         fields["part_id"],
         command.arrived_mono_ns,
-        default_deadline_ms if deadline_ms is None else deadline_ms,
+        times.deadline_ms if deadline_ms is None else deadline_ms,
         gate,
         encoder=fields["encoder"],
+        max_exposure_delay_ms=times.max_exposure_delay_ms,
     )
 
 

@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 
 from metal_edge.daemon.bell import Bell
-from metal_edge.daemon.cameras import Camera, CameraError, CameraTimeoutError
+from metal_edge.daemon.cameras import Camera, CameraError, CameraTimeoutError, LateRequestError
 from metal_edge.daemon.clock import Clock
 from metal_edge.domain import Frame
 
@@ -34,12 +34,14 @@ class Shot:
         part_id: told to the camera.
         timeout_s: for the whole of it.
         trigger: whether the camera is told to expose first.
+        expose_by_ns: not later than this, if it is told.
     """
 
     number: int
     part_id: str | None
     timeout_s: float
     trigger: bool
+    expose_by_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,8 +131,12 @@ class Grabber:
         return Outcome(shot.number, frame, None, self._clock.mono_ns())
 
     def _expose(self, shot: Shot) -> Frame | None:
-        end_ns = self._clock.mono_ns() + round(shot.timeout_s * 1e9)
+        now_ns = self._clock.mono_ns()
+        end_ns = now_ns + round(shot.timeout_s * 1e9)
         if shot.trigger:
+            # Looked at here once more: this thread may have been in the camera until now.
+            if shot.expose_by_ns is not None and now_ns > shot.expose_by_ns:
+                raise LateRequestError("the camera was busy until the part had gone")
             self._camera.trigger(shot.part_id)
         while True:
             began_ns = self._clock.mono_ns()

@@ -139,8 +139,13 @@ class Inspector:
         if self.state.now is State.DISARMED:
             self.answer(trigger, Reason.DISARMED)
             return
-        if self._clock.mono_ns() >= trigger.deadline_mono_ns:
+        now_ns, expose_by_ns = self._clock.mono_ns(), trigger.expose_by_mono_ns
+        if now_ns >= trigger.deadline_mono_ns:
             self.answer(trigger, Reason.DEADLINE_MISSED)
+            return
+        if expose_by_ns is not None and now_ns > expose_by_ns:
+            # It waited behind other parts, and a picture would show the one that follows.
+            self.answer(trigger, Reason.STALE_FRAME)
             return
         part = PartInHand(trigger, self.workers, self._timeouts_s, self._clock)
         part.ask(next(self._shots))

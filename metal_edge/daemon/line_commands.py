@@ -20,7 +20,7 @@ def register(commands: Commands, line: Line, parts: Parts) -> TriggerDesk:
         report=parts.reporter.report,
         rules=lambda: line.serving.rules,
         clock=parts.clock,
-        deadline_ms=settings.decision.deadline_ms,
+        times=settings.decision,
         gate=settings.gate,
         mode=settings.camera.mode,
     )

@@ -55,10 +55,18 @@ class PartInHand:
     def ask(self, number: int) -> None:
         """Triggers all cameras."""
         asked_ns = self._clock.mono_ns()
-        left_s = (self._trigger.deadline_mono_ns - asked_ns) / 1e9
+        trigger = self._trigger
+        left_s = (trigger.deadline_mono_ns - asked_ns) / 1e9
         for worker, timeout_s in zip(self._workers, self._timeouts_s, strict=True):
             patience_s = min(left_s, timeout_s)
-            worker.ask(Shot(number, self._trigger.part_id, patience_s, trigger=True), asked_ns)
+            shot = Shot(
+                number,
+                trigger.part_id,
+                patience_s,
+                trigger=True,
+                expose_by_ns=trigger.expose_by_mono_ns,
+            )
+            worker.ask(shot, asked_ns)
             self._ends_ns.append(asked_ns + round(patience_s * 1e9))
 
     def examine_next(self) -> bool:

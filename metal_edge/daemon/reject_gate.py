@@ -14,6 +14,7 @@ def make_trigger(
     settings: GateSettings,
     *,
     encoder: int | None = None,
+    max_exposure_delay_ms: float | None = None,
 ) -> Trigger:
     """A trigger whose deadline is the earlier of its own and the gate's.
 
@@ -24,10 +25,12 @@ def make_trigger(
         deadline_ms: of the command, or the line's.
         settings: of the gate.
         encoder: count at the photo-eye, if known.
+        max_exposure_delay_ms: how long this part stays before the camera; None: long enough.
     """
     budget_ms = deadline_ms
     if settings.offset_ms is not None:
         budget_ms = min(budget_ms, settings.offset_ms - settings.margin_ms)
+    limit_ms = max_exposure_delay_ms
     return Trigger(
         trigger_id=trigger_id,
         part_id=part_id,
@@ -35,6 +38,7 @@ def make_trigger(
         deadline_mono_ns=t_mono_ns + round(budget_ms * 1e6),
         encoder=encoder,
         gate=_meet(t_mono_ns, encoder, settings),
+        expose_by_mono_ns=None if limit_ms is None else t_mono_ns + round(limit_ms * 1e6),
     )
 
 

@@ -10,6 +10,7 @@ from metal_edge.daemon.cameras import (
     CameraTimeoutError,
     EarlyFrameError,
     EndOfStreamError,
+    LateRequestError,
     TornFrameError,
 )
 from metal_edge.daemon.clock import Clock
@@ -188,7 +189,7 @@ class ViewWorker:
 def _fault_of(error: Exception | None) -> Reason:
     if isinstance(error, TornFrameError):
         return Reason.TORN_FRAME
-    if isinstance(error, EarlyFrameError):
+    if isinstance(error, EarlyFrameError | LateRequestError):
         return Reason.STALE_FRAME
     if isinstance(error, CameraTimeoutError | EndOfStreamError):
         return Reason.NO_FRAME

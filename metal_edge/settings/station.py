@@ -99,6 +99,12 @@ class DecisionSettings(Section):
     max_frame_age_ms: float = Field(
         default=1000.0, gt=0, le=60_000, description="an older frame is stale and gives `unknown`"
     )
+    max_exposure_delay_ms: float | None = Field(
+        default=None,
+        gt=0,
+        le=60_000,
+        description="command to exposure; later shows another part: `unknown`. Empty: no limit",
+    )
     trigger_queue: int = Field(default=8, ge=1, le=1024, description="overflow is `unknown`")
 
 

@@ -27,7 +27,7 @@ from metal_edge.daemon.decision import Rules
 from metal_edge.daemon.desk import TriggerDesk, trigger_of
 from metal_edge.daemon.triggers import TriggerQueue
 from metal_edge.domain import Decision, Trigger, Verdict
-from metal_edge.settings import CameraMode, GateSettings
+from metal_edge.settings import CameraMode, DecisionSettings, GateSettings
 
 TRIGGER = b'{"trigger_id": "t", "part_id": "p"}'
 
@@ -183,7 +183,7 @@ def test_a_verb_has_one_handler() -> None:
 def test_the_deadline_counts_from_arrival() -> None:
     def triggered(payload: bytes) -> Trigger:
         fields = read_fields("trigger", payload)
-        return trigger_of(Command("trigger", fields, 7, never), 500, GateSettings())  # type: ignore[arg-type]
+        return trigger_of(Command("trigger", fields, 7, never), DecisionSettings(), GateSettings())  # type: ignore[arg-type]
 
     own = b'{"trigger_id": "t", "part_id": "p", "deadline_ms": 20.5, "encoder": 12}'
     assert triggered(own) == Trigger("t", "p", 7, 7 + 20_500_000, encoder=12)
@@ -198,7 +198,7 @@ def desk(
         report=told.append,
         rules=lambda: Rules(0.5, 10**9),
         clock=SystemClock(),
-        deadline_ms=500,
+        times=DecisionSettings(),
         gate=GateSettings(),
         mode=mode,
     )

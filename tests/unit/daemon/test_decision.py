@@ -196,6 +196,17 @@ def test_a_frame_from_the_moment_of_the_request_or_of_the_decision_is_fresh() ->
     assert decide(TRIGGER, oldest, RULES, NOW).verdict is Verdict.PASS
 
 
+@pytest.mark.parametrize(("late_ns", "verdict"), [(0, Verdict.PASS), (1, Verdict.UNKNOWN)])
+def test_a_picture_taken_after_the_part_had_gone_proves_nothing(
+    late_ns: int, verdict: Verdict
+) -> None:
+    trigger = replace(TRIGGER, expose_by_mono_ns=NOW - 50 * MS)
+    decision = decide(trigger, replace(GOOD, frame=frame(NOW - 50 * MS + late_ns)), RULES, NOW)
+    assert decision.verdict is verdict
+    if late_ns:
+        assert decision.reason == Reason.STALE_FRAME
+
+
 @pytest.mark.parametrize("score", [None, math.nan, 0.5, 0.7])
 def test_a_pass_without_proof_cannot_even_be_constructed(score: float | None) -> None:
     with pytest.raises(ValueError, match="pass needs a finite score"):

@@ -286,3 +286,36 @@ def test_triggers_in_a_row_are_answered_in_order() -> None:
             rig.trigger(f"t{number}")
         assert [v[0] for v in rig.verdicts(6)] == [f"t{number}" for number in range(6)]
         assert [d["seq"] for d in rig.decisions] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_trigger_that_waited_until_its_part_had_gone_gets_no_picture() -> None:
+    """Behind the inference of the part before: the camera would show the next one."""
+    with Rig(decision={"max_exposure_delay_ms": 300}) as rig:
+        rig.runner.gate = threading.Event()
+        rig.trigger("t1", "first")
+        assert rig.runner.inside.wait(5)
+        for late in ("t2", "t3", "t4"):
+            rig.trigger(late, "late")
+        end_ns = rig.clock.mono_ns() + 300_000_000
+        wait_until(lambda: rig.clock.mono_ns() > end_ns, "the parts to go")
+        rig.runner.gate.set()
+        unknown = [(late, "unknown", "stale_frame") for late in ("t2", "t3", "t4")]
+        assert rig.verdicts(4) == [("t1", "pass", "ok"), *unknown]
+        assert rig.camera.triggered == ["first"]
+        assert rig.beat(lambda b: True, "a heartbeat")["healthy"], "the camera is not to blame"
+        rig.trigger("t5", "last")
+        assert rig.verdicts(5)[4] == ("t5", "pass", "ok")
+
+
+def test_a_camera_that_is_busy_until_the_part_had_gone_is_not_triggered() -> None:
+    with Rig(decision={"max_exposure_delay_ms": 300}) as rig:
+        stuck = threading.Event()
+        rig.camera.script.put(stuck)
+        rig.trigger("t1", "first", deadline_ms=50)
+        rig.verdicts(1)
+        rig.trigger("t2", "second")
+        end_ns = rig.clock.mono_ns() + 300_000_000
+        wait_until(lambda: rig.clock.mono_ns() > end_ns, "the second part to go")
+        stuck.set()
+        assert rig.verdicts(2)[1] == ("t2", "unknown", "stale_frame")
+        assert rig.camera.triggered == ["first"]

@@ -67,3 +67,9 @@ def test_without_settings_there_is_no_gate() -> None:
 def test_a_margin_that_leaves_no_time_is_a_mistake_in_the_settings() -> None:
     with pytest.raises(ValidationError, match="margin_ms must be below offset_ms"):
         GateSettings(offset_ms=10, margin_ms=10)
+
+
+def test_the_latest_exposure_counts_from_the_arrival_and_has_no_limit_unasked() -> None:
+    made = make_trigger("t", "p", 7 * MS, 500, GateSettings(), max_exposure_delay_ms=80)
+    assert made.expose_by_mono_ns == 87 * MS
+    assert make_trigger("t", "p", 7 * MS, 500, GateSettings()).expose_by_mono_ns is None

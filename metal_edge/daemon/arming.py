@@ -18,6 +18,7 @@ from metal_edge.daemon.commands import Commands
 from metal_edge.daemon.frame_checks import FrameChecks
 from metal_edge.daemon.line import Line, Parts, StopFlag
 from metal_edge.daemon.line_commands import register
+from metal_edge.daemon.log_writer import log_problems
 from metal_edge.daemon.messages import config_payload, model_payload, state_payload
 from metal_edge.daemon.metrics import Endpoints
 from metal_edge.daemon.model import Models, View
@@ -158,7 +159,7 @@ def _connect(
     )
 
     def notes() -> tuple[str, ...]:
-        return (*changeover.problems(), *(() if note is None else (note,)))
+        return (*changeover.problems(), *(() if note is None else (note,)), *log_problems())
 
     def told(now: Serving) -> None:
         line.take_settings(now.settings)

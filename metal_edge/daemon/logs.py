@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from metal_edge.daemon.log_writer import LogWriter
 from metal_edge.daemon.messages import iso_utc
 from metal_edge.settings import LogSettings
 
@@ -25,7 +26,11 @@ _PASSWORD = re.compile(r"//[^/\s]*@")  # up to the last @: a password may hold o
 
 def set_up_logging(settings: LogSettings, stream: TextIO, environment: Mapping[str, str]) -> None:
     """Sends the whole process' log to `stream`, replacing what was set up before."""
-    handler = logging.StreamHandler(stream)
+    handler: logging.Handler
+    try:
+        handler = LogWriter(stream.fileno())
+    except (OSError, ValueError):  # no file behind it, so nothing that could hang
+        handler = logging.StreamHandler(stream)
     prefix = goes_to_journal(stream, environment)
     handler.setFormatter((JsonFormatter if settings.format == "json" else TextFormatter)(prefix))
     logging.basicConfig(handlers=[handler], level=settings.level, force=True)

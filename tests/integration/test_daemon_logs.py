@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.broker import Broker, Listener, find_mosquitto
+from support.broker import Broker, Listener, find_mosquitto, wait_until
 from support.daemon_process import STATION, Daemon, write_settings
 from support.tiny_bundle import DARK, build_bundle, write_image
 
@@ -57,3 +59,40 @@ def test_priorities_in_a_journal(tmp_path: Path) -> None:
     assert lines
     assert all(re.match(r"<[2-7]>(CRITICAL|ERROR|WARNING|INFO) \w", line) for line in lines)
     assert any(line.startswith("<4>WARNING") for line in lines)
+
+
+def test_a_log_that_nobody_takes_stops_neither_decisions_nor_heartbeats(tmp_path: Path) -> None:
+    """The reader stands still, as a journald that hangs; then it goes on."""
+    build_bundle(tmp_path / "bundle")
+    (tmp_path / "images").mkdir()
+    write_image(tmp_path / "images" / "0.png", DARK)
+    taken = tmp_path / "taken"
+    with Broker(tmp_path) as broker, taken.open("wb") as log:
+        config = write_settings(tmp_path / "line.toml", broker, camera={"loop": True})
+        reader, writer = os.pipe()
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+        journald = subprocess.Popen(["cat"], stdin=reader, stdout=log)
+        command = [sys.executable, "-m", "metal_edge.daemon", "--config", str(config)]
+        daemon = subprocess.Popen(command, stderr=writer)
+        os.close(reader)
+        os.close(writer)
+        try:
+            with Listener(broker) as heard:
+                wait_until(lambda: heard.all("state"), "the daemon's birth", 20)
+                journald.send_signal(signal.SIGSTOP)
+                for number in range(60):  # 150 bytes of log each
+                    heard.trigger(STATION, f"t{number}", "part")
+                    heard.verdict(f"t{number}")
+                beats = len(heard.all("heartbeat"))
+                wait_until(lambda: len(heard.all("heartbeat")) > beats + 2, "heartbeats")
+                journald.send_signal(signal.SIGCONT)
+                daemon.send_signal(signal.SIGTERM)
+                assert daemon.wait(20) == 0
+            journald.wait(10)
+        finally:
+            for process in (daemon, journald):
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+                process.wait(10)
+    text = taken.read_text()
+    assert all(f"trigger=t{number} " in text for number in range(60))

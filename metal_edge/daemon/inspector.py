@@ -61,6 +61,7 @@ class Inspector:
         self._requests = requests
         self._clock = parts.clock
         self._shots = count(1)
+        self._asked: tuple[int, int] | None = None  # number and limit of a shot not waited for yet
         self._stop_seen_ns: int | None = None
         self._looked_ns = 0
         cameras = (parts.settings.camera, *parts.settings.views)
@@ -195,13 +196,18 @@ class Inspector:
             self._stop_seen_ns = now_ns
         return now_ns - self._stop_seen_ns > GRACE_NS
 
+    def _ask_next(self, timeout_s: float) -> tuple[int, int]:
+        """Asks the only camera for its next frame: the shot's number, and when to give it up."""
+        asked_ns = self._clock.mono_ns()
+        number = next(self._shots)
+        self.workers[0].ask(Shot(number, None, timeout_s, trigger=False), asked_ns)
+        return number, asked_ns + round(max(timeout_s, self.timeout_s) * 1e9) + STUCK_NS
+
     def next_outcome(self, timeout_s: float) -> Outcome | None:
         """The only camera's next frame or error, whenever it comes; None when told to stop."""
-        asked_ns = self._clock.mono_ns()
-        end_ns = asked_ns + round(max(timeout_s, self.timeout_s) * 1e9) + STUCK_NS
+        number, end_ns = self._asked or self._ask_next(timeout_s)
+        self._asked = None
         worker = self.workers[0]
-        number = next(self._shots)
-        worker.ask(Shot(number, None, timeout_s, trigger=False), asked_ns)
         while True:
             outcome = worker.outcome()
             if outcome is not None:
@@ -224,8 +230,19 @@ class Inspector:
         shot = Shot(next(self._shots), None, 0.0, trigger=False)
         self.workers[0].ask(shot, self._clock.mono_ns())
 
-    def judge(self, trigger: Trigger, outcome: Outcome, fault: Reason | None = None) -> None:
-        """The verdict on what the only camera gave; `unknown` with a `fault` known before."""
+    def judge(
+        self,
+        trigger: Trigger,
+        outcome: Outcome,
+        fault: Reason | None = None,
+        *,
+        ahead: bool = False,
+    ) -> None:
+        """The verdict on what the only camera gave; `unknown` with a `fault` known before.
+
+        With `ahead` the next frame is asked for before this verdict is published: the camera's
+        thread brings it meanwhile.
+        """
         worker = self.workers[0]
         if fault is None and self.state.now is State.DISARMED:
             fault = Reason.DISARMED
@@ -234,7 +251,10 @@ class Inspector:
             evidence = replace(evidence, fault=fault)
         else:
             evidence = worker.examine(evidence, trigger.deadline_mono_ns)
-        self.report(decide(trigger, evidence, worker.view.rules, self._clock.mono_ns()), [evidence])
+        decision = decide(trigger, evidence, worker.view.rules, self._clock.mono_ns())
+        if ahead:
+            self._asked = self._ask_next(self.timeout_s)
+        self.report(decision, [evidence])
 
     def answer(self, trigger: Trigger, fault: Reason) -> None:
         """`unknown`, without a look."""

@@ -50,7 +50,8 @@ def run_free(line: Inspector) -> None:
                 line.frames_dropped += max(0, frame.seq - last_seq - 1)
             last_seq = frame.seq
         start_ns = asked_ns if frame is None else frame.t_mono_ns
-        line.judge(_trigger(line, f"free-{number}", start_ns), outcome)
+        trigger = _trigger(line, f"free-{number}", start_ns)
+        line.judge(trigger, outcome, ahead=frame is not None)
         if frame is None:
             line.rest()
         line.between_parts()

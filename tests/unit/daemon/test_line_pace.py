@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from support.broker import wait_until
 from support.line_rig import BAD, GOOD, Rig
@@ -165,6 +166,25 @@ def test_stopping_answers_the_exposures_that_wait_in_the_camera() -> None:
             ("hw-4", "unknown", "shutting_down"),
         ]
         assert len(rig.decisions) == 4
+
+
+def test_free_run_asks_for_the_next_frame_before_it_publishes() -> None:
+    """The camera's thread works while this one talks to the broker."""
+    fetched: list[bool] = []
+
+    with paced("latest") as rig:
+        publish = rig.broker.decision
+
+        def decision(payload: dict[str, Any]) -> bool:
+            if not fetched:  # the first: the second frame lies there, and is fetched meanwhile
+                wait_until(rig.camera.script.empty, "the camera to be asked again", 5)
+                fetched.append(True)
+            return publish(payload)
+
+        rig.broker.decision = decision  # type: ignore[method-assign]
+        seen(rig, 1, 2)
+        rig.verdicts(2)
+    assert fetched
 
 
 def test_free_run_answers_each_frame_and_counts_those_it_had_no_time_for() -> None:

@@ -12,6 +12,7 @@ from metal_edge.daemon.camera_options import Options, parse_options, refuse_sett
 from metal_edge.daemon.camera_source import Exposure
 from metal_edge.daemon.camera_stream import OPEN_TIMEOUT_S, StreamCamera
 from metal_edge.daemon.camera_system import load_namespace
+from metal_edge.daemon.camera_time import ExposureBegin
 from metal_edge.daemon.cameras import CameraError, TornFrameError
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.pixel_formats import (
@@ -66,6 +67,7 @@ class GStreamerSource:
         self._gst = gst
         self._clock = clock
         self._name = name
+        self._begin = ExposureBegin()
         sink = f"appsink name={_SINK} sync=false max-buffers={buffers} drop=true"
         try:
             self._pipeline = gst.parse_launch(f"{pipeline} ! {sink}")
@@ -141,8 +143,9 @@ class GStreamerSource:
         finally:
             buffer.unmap(info)
         stamp_ns, source = self._time(buffer.pts, now_ns)
+        begun_ns = self._begin.earliest(stamp_ns)
         # One that came while nobody read is no newer than the moment at which that ended.
-        earliest_ns = stamp_ns if source is TimeSource.DRIVER else began_ns
+        earliest_ns = min(began_ns, begun_ns) if source is TimeSource.ARRIVAL else begun_ns
         return Exposure(image, stamp_ns, earliest_ns, source, pixel_format=pixel_format.name)
 
     def _torn(self, why: str) -> TornFrameError:

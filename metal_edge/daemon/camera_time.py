@@ -1,4 +1,4 @@
-"""From a camera's own clock to the monotonic clock of this machine. Pure."""
+"""When a frame was exposed, from what its stamp says. Pure."""
 
 from __future__ import annotations
 
@@ -49,3 +49,36 @@ class ClockMap:
             for then, difference in self._samples
         )
         return camera_ns + offset_ns
+
+
+class ExposureBegin:
+    """When an exposure cannot have begun before, of a camera that runs free.
+
+    A stamp mostly is the end of a frame (V4L2_BUF_FLAG_TSTAMP_SRC_EOF, the default of the
+    kernel's drivers); its exposure began one read-out and one exposure time before, each at most
+    a frame period. One period before lies the stamp of the frame before, or an earlier one if
+    some were lost.
+
+    Args:
+        exposure_ns: how long each exposure takes; None: nobody knows, so a period.
+    """
+
+    def __init__(self, exposure_ns: int | None = None) -> None:
+        self._exposure_ns = exposure_ns
+        self._ends: deque[int] = deque(maxlen=2)
+
+    def earliest(self, end_ns: int) -> int:
+        """Of the frame that ended at `end_ns`; call it once per frame, in order.
+
+        Returns:
+            monotonic nanoseconds; 0 as long as too few frames came to tell.
+        """
+        if self._ends and end_ns < self._ends[-1]:
+            self._ends.clear()  # another clock
+        earliest_ns = 0
+        if self._exposure_ns is not None and self._ends:
+            earliest_ns = self._ends[-1] - self._exposure_ns
+        elif len(self._ends) == 2:
+            earliest_ns = self._ends[0]
+        self._ends.append(end_ns)
+        return max(0, earliest_ns)

@@ -14,6 +14,7 @@ from pydantic import Field
 from metal_edge.daemon.camera_capture import CaptureCamera, CaptureSource
 from metal_edge.daemon.camera_options import Options, parse_options, refuse_settings
 from metal_edge.daemon.camera_source import Exposure
+from metal_edge.daemon.camera_time import ExposureBegin
 from metal_edge.daemon.cameras import CameraError, TornFrameError
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.pixel_formats import FORMATS, PixelDataError, to_rgb
@@ -80,7 +81,7 @@ def limits_of(answer: bytes) -> tuple[int, int]:
 
 
 def buffer_time(position_ms: float, now_ns: int) -> tuple[int, TimeSource]:
-    """When a frame was taken, from what OpenCV calls the position of a V4L2 capture.
+    """When a frame was complete, from what OpenCV calls the position of a V4L2 capture.
 
     That is the buffer's time stamp, on the monotonic clock for nearly all drivers. Some leave it
     at zero (OpenCV 8763) or use the wall clock: what does not lie in the past is not believed.
@@ -101,18 +102,21 @@ class V4l2Source(CaptureSource):
         super().__init__(capture, name, clock, settings.timeout_s)
         self._name = name
         self._format = settings.pixel_format
+        exposure_us = settings.exposure_us
+        self._begin = ExposureBegin(None if exposure_us is None else round(exposure_us * 1000))
 
     def exposure(self, picture: Any, began_ns: int, now_ns: int) -> Exposure:
         """See `CaptureSource.exposure`."""
         position_ms = self.capture.get(cv2.CAP_PROP_POS_MSEC)
         stamp_ns, source = buffer_time(position_ms, now_ns)
+        earliest_ns = self._begin.earliest(stamp_ns)
         if self._format == "auto":
             plain = super().exposure(picture, began_ns, now_ns)
             image, name = plain.image, "bgr8"
         else:
             image, name = self._convert(picture), self._format
         # A frame from before the `read` lay in the driver, and may show the part before.
-        return Exposure(image, stamp_ns, min(began_ns, stamp_ns), source, pixel_format=name)
+        return Exposure(image, stamp_ns, min(began_ns, earliest_ns), source, pixel_format=name)
 
     def _convert(self, picture: Any) -> Any:
         width = round(self.capture.get(cv2.CAP_PROP_FRAME_WIDTH))

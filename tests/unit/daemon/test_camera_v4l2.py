@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metal_edge.daemon.camera_mailbox import Mailbox
 from metal_edge.daemon.camera_v4l2 import (
     FOURCC,
     V4l2Camera,
@@ -86,7 +87,39 @@ def test_a_frame_that_waited_in_the_driver_is_as_old_as_its_stamp() -> None:
     assert exposure.time_source is TimeSource.DRIVER
     age_s = (SystemClock().mono_ns() - exposure.t_mono_ns) / 1e9
     assert 2.9 < age_s < 10
-    assert exposure.earliest_ns == exposure.t_mono_ns
+
+
+PERIOD_MS = 33.0
+
+
+@pytest.mark.parametrize(("settings", "expected"), [({}, [2, 3]), ({"exposure_us": 5000}, [1, 2])])
+def test_a_picture_that_was_begun_before_the_trigger_is_not_taken(
+    settings: Any, expected: list[int]
+) -> None:
+    """The stamp is the end of the frame: exposure and read-out took up to a period each."""
+    driver = Driver(np.zeros((2, 4, 3), np.uint8))
+    device = source(driver, **settings)
+    first_ms = SystemClock().mono_ns() / 1e6 - 1000
+    found = []
+    # The trigger comes a little before the first frame ends.
+    box = Mailbox(None)
+    box.refuse_before(round((first_ms - 6) * 1e6))
+    for number in range(4):
+        driver.values[cv2.CAP_PROP_POS_MSEC] = first_ms + number * PERIOD_MS
+        exposure = device.read(1)
+        exposed_ms = 5.0 if settings else PERIOD_MS
+        began_ns = exposure.t_mono_ns - (PERIOD_MS + exposed_ms) * 1e6
+        assert exposure.earliest_ns <= began_ns + 1000, "not before the exposure can have begun"
+        box.put(exposure, exposure.earliest_ns)
+        if box.take(0) is not None:
+            found.append(number)
+    assert found == expected
+
+
+def test_the_first_pictures_prove_nothing_of_when_they_were_begun() -> None:
+    device = source(Driver(np.zeros((2, 4, 3), np.uint8)))
+    assert [device.read(1).earliest_ns for _ in range(2)] == [0, 0]
+    assert device.read(1).earliest_ns > 0
 
 
 def test_settings_are_read_back() -> None:

@@ -92,7 +92,9 @@ def test_a_frame_that_waited_in_the_driver_is_as_old_as_its_stamp() -> None:
 PERIOD_MS = 33.0
 
 
-@pytest.mark.parametrize(("settings", "expected"), [({}, [2, 3]), ({"exposure_us": 5000}, [1, 2])])
+@pytest.mark.parametrize(
+    ("settings", "expected"), [({}, [2, 3]), ({"exposure_us": 5000}, [1, 2, 3])]
+)
 def test_a_picture_that_was_begun_before_the_trigger_is_not_taken(
     settings: Any, expected: list[int]
 ) -> None:

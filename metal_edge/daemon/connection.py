@@ -102,6 +102,10 @@ class _Client(paho.Client):
             self.on_end()
 
 
+def _nothing() -> None:
+    """In place of a callback that nobody waits for any more."""
+
+
 class Connection:
     """One paho client, used for one connection.
 
@@ -221,6 +225,18 @@ class Connection:
             except OSError as error:
                 log.debug("socket was closed already (%s)", error)
         self._client.loop_stop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Breaks the circle between paho's client and this object.
+
+        Without it a dead client, and the sockets it wakes itself with, wait for the garbage
+        collector: descriptors grew by two for each reconnection for a while.
+        """
+        client = self._client
+        client.on_end = _nothing
+        client.on_connect = client.on_subscribe = client.on_disconnect = None
+        client.on_publish = client.on_message = client.on_log = None
 
     def _use_credentials(self) -> None:
         settings = self._settings

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from support.broker import Broker, wait_until
@@ -12,6 +14,7 @@ from support.wire import Wire
 
 from metal_edge.daemon.clock import SystemClock
 from metal_edge.daemon.commands import Answer, Command, Commands
+from metal_edge.daemon.connection import Connection
 from metal_edge.daemon.publisher import Publisher
 from metal_edge.settings import MqttSettings
 
@@ -122,3 +125,25 @@ def test_copies_hear_what_was_published(broker: Broker) -> None:
         assert heard == ["model 1", "decision 2", "state 3"]
         assert not publisher.decision({"x": 4}), "nothing is sent after the end"
         assert heard[-1] == "decision 4", "but hosts may know how the part was judged"
+
+
+def test_a_closed_connection_leaves_no_descriptor_for_the_garbage_collector(
+    broker: Broker,
+) -> None:
+    settings = MqttSettings(host=broker.host, port=broker.port)
+
+    def connect_and_close() -> None:
+        connection = Connection(settings, "client", None, (), lambda *unused: None)
+        connection.open()
+        connection.disconnect()
+
+    connect_and_close()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(5):
+            connect_and_close()
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+    finally:
+        gc.enable()

@@ -56,7 +56,9 @@ def _snapshot(line: Line, reporter: Reporter, command: Command) -> Answer | None
                 "done",
                 trigger_id=trigger.trigger_id,
                 part_id=trigger.part_id,
-                event_id=event_id(identity.topic_root, identity.session_id, trigger.trigger_id),
+                event_id=event_id(
+                    identity.topic_root, identity.session_id, trigger.trigger_id, decision.seq
+                ),
             )
         )
 

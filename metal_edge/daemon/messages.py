@@ -20,7 +20,7 @@ from metal_edge.domain import Decision, Gate, Region
 from metal_edge.settings import CameraSettings, LineSettings
 
 SCHEMA = 1
-# RFC 9562 version 5: the same trigger of the same session always has the same event id.
+# RFC 9562 version 5: the same decision of the same session always has the same event id.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:metal-edge:event")
 
 
@@ -61,9 +61,13 @@ def iso_utc(utc_ns: int) -> str:
     return stamp.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def event_id(topic_root: str, session_id: str, trigger_id: str) -> str:
-    """UUIDv5 of station, session and trigger: a receiver can drop a copy it already has."""
-    return str(uuid.uuid5(_NAMESPACE, f"{topic_root}/{session_id}/{trigger_id}"))
+def event_id(topic_root: str, session_id: str, trigger_id: str, seq: int) -> str:
+    """UUIDv5 of station, session, trigger and decision: a receiver can drop a copy it has.
+
+    The trigger alone would not do: a PLC's counter of 16 bits comes round within a session, and
+    the later part's event would be taken for a copy of the first one's.
+    """
+    return str(uuid.uuid5(_NAMESPACE, f"{topic_root}/{session_id}/{trigger_id}/{seq}"))
 
 
 def decision_payload(
@@ -72,12 +76,12 @@ def decision_payload(
     """Payload of `decision`; `event` repeats it."""
     exposure = decision.t_exposure_utc_ns
     deadline = now.to_utc_ns(decision.trigger.deadline_mono_ns)
-    trigger_id = decision.trigger.trigger_id
+    trigger_id, seq = decision.trigger.trigger_id, decision.seq
     return {
         "schema": SCHEMA,
-        "event_id": event_id(identity.topic_root, identity.session_id, trigger_id),
+        "event_id": event_id(identity.topic_root, identity.session_id, trigger_id, seq),
         "session_id": identity.session_id,
-        "seq": decision.seq,
+        "seq": seq,
         "part_id": decision.trigger.part_id,
         "trigger_id": trigger_id,
         "frame_id": decision.frame_id,

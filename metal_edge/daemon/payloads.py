@@ -105,7 +105,7 @@ class ModelPart(_Part):
 class DecisionPayload(_Said):
     """A verdict on one part, now or never. Let a part go on nothing but `pass`."""
 
-    event_id: str = Field(description="UUIDv5 of station, session and trigger")
+    event_id: str = Field(description="UUIDv5 of station, session, trigger and `seq`")
     seq: int = Field(ge=1, description="without a gap within a session")
     part_id: str | None = Field(description="as in the trigger; null in free run")
     trigger_id: str

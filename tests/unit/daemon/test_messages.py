@@ -80,8 +80,9 @@ def test_iso_is_the_same_instant_cut_to_microseconds(utc_ns: int) -> None:
     assert iso_utc(utc_ns).endswith("Z") and len(iso_utc(utc_ns)) == 27
 
 
-def test_event_ids_differ_by_station_session_and_trigger_and_by_nothing_else() -> None:
-    keys = [("r1", "s1", "t1"), ("r2", "s1", "t1"), ("r1", "s2", "t1"), ("r1", "s1", "t2")]
+def test_event_ids_differ_by_station_session_trigger_and_number_and_by_nothing_else() -> None:
+    first, *others = ("r1", "s1", "t1", 1), ("r2", "s1", "t1", 1), ("r1", "s2", "t1", 1)
+    keys = [first, *others, ("r1", "s1", "t2", 1), ("r1", "s1", "t1", 2)]
     ids = [event_id(*key) for key in keys]
     assert len(set(ids)) == len(keys)
     assert ids == [event_id(*key) for key in keys]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pytest
 from support.broker import wait_until
 from support.line_rig import Rig, SilentBroker
+
+from metal_edge.daemon import triggers
 
 
 class SlowDisk(SilentBroker):
@@ -66,3 +69,21 @@ def test_a_disarm_that_comes_while_the_disk_is_waited_for_counts() -> None:
         assert [answer["status"] for answer in rig.answers] == ["accepted", "done"]
         broker.works.set()
         assert rig.verdicts(1) == [("t1", "unknown", "disarmed")]
+
+
+def test_a_trigger_id_that_comes_round_again_is_another_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A PLC's counter of 16 bits does that within a session. Copies of one event keep its id."""
+    monkeypatch.setattr(triggers, "REMEMBERED_IDS", 1)
+    rig = Rig()
+    broker = slow(rig)
+    broker.works.set()
+    with rig:
+        for number, trigger_id in enumerate(("t1", "t2", "t1"), 1):
+            rig.trigger(trigger_id)
+            rig.verdicts(number)
+    ids = [decision["event_id"] for decision in broker.decisions]
+    assert len(set(ids)) == 3
+    assert [note["event_id"] for note in broker.noted] == ids
+    assert [event["event_id"] for event in broker.events] == ids

@@ -56,7 +56,10 @@ class EventSender:
             return
         self._return()
         limit = IN_DOUBT if self._refused else EVENTS_IN_FLIGHT
-        batch = self._outbox.next_batch(max(0, limit - len(self._in_flight)))
+        room = max(0, limit - len(self._in_flight))
+        batch = self._outbox.next_batch(room)
+        if room:
+            self._forget({*self._in_flight.values(), *(event.event_id for event in batch)})
         for number, event in enumerate(batch):
             mid = publish(event.payload)
             if mid is None:
@@ -96,6 +99,14 @@ class EventSender:
     def _return(self) -> None:
         self._outbox.returned(self._to_return)
         self._to_return = []
+
+    def _forget(self, there: set[str]) -> None:
+        """Refused events come back first; if none does, they gave way to later ones.
+
+        Without this, the doubt about them would slow down all that follow, for good.
+        """
+        if not there & self._refused.keys():
+            self._refused.clear()
 
     def idle(self) -> bool:
         """True when every event has been delivered."""

@@ -128,6 +128,21 @@ def test_one_event_that_is_refused_for_itself_does_not_hold_up_the_others(
     assert (sender.stats().depth, sender.stats().dropped) == (0, 1)
 
 
+def test_a_refused_event_that_gave_way_to_later_ones_slows_down_nobody(clock: HandClock) -> None:
+    outbox = MemoryOutbox(20)
+    sender = EventSender(outbox, clock)
+    put(outbox, "refused")
+    before, after = Wire(), Wire()
+    sender.pump(before.publish)
+    sender.acknowledged(before.mid_of("refused"), "Not authorized")
+    sender.connection_lost()
+    put(outbox, *range(20))
+    for _ in range(2):
+        sender.pump(after.publish)
+    assert "refused" not in after.sent.values()
+    assert len(after.sent) == EVENTS_IN_FLIGHT
+
+
 def test_memory_drops_the_oldest_and_knows_an_id_that_waits() -> None:
     outbox = MemoryOutbox(3)
     put(outbox, *"abcbd")

@@ -107,7 +107,7 @@ class Commands:
         try:
             handler, fields = self._accept(verb, payload, retained)
         except CommandError as error:
-            log.warning("command %.32s refused: %s; payload %.80r", verb, error, payload[:80])
+            log.warning("command %.34a refused: %s; payload %.80r", verb, error, payload[:80])
             reply(Answer("refused", str(error)))
             return
         command = Command(verb, fields, self._clock.mono_ns(), reply)

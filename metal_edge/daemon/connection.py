@@ -332,7 +332,7 @@ class Connection:
             self._failing.discard(message.topic)
         except Exception:
             self._failing.add(message.topic)
-            log.exception("handling a message of %s failed", message.topic)
+            log.exception("handling a message of %.200a failed", message.topic)
 
 
 def _remedy(error: Exception) -> str:

@@ -138,6 +138,15 @@ def test_retained_unknown_and_unregistered_commands_are_refused() -> None:
     assert answers[1]["reason"] == "not supported by this line"
 
 
+def test_a_topic_cannot_write_lines_of_its_own_into_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Commands(SystemClock()).handle("a\n<3>\x1b[2J\u2028b", b"\n{}", False, lambda answer: None)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("command 'a\\n<3>\\x1b[2J\\u2028b' refused: ")
+    assert record.getMessage().isprintable()
+
+
 def test_an_empty_payload_is_a_command_without_fields() -> None:
     (answer,) = asked("arm", b"", lambda command: Answer("done"))
     assert answer["status"] == "done"

@@ -54,6 +54,15 @@ def encode(payload: dict[str, Any]) -> bytes:
     return json.dumps(payload, allow_nan=False, separators=(",", ":")).encode()
 
 
+def extended(encoded: bytes, **more: Any) -> bytes:
+    """An encoded object with further fields at its end; what is there is not encoded again.
+
+    Args:
+        encoded: of `encode`, with at least one field and none of the names in `more`.
+    """
+    return encoded[:-1] + b"," + encode(more)[1:]
+
+
 def iso_utc(utc_ns: int) -> str:
     """`2026-01-31T12:00:00.000001Z`, cut to microseconds."""
     seconds, nanos = divmod(utc_ns, 1_000_000_000)

@@ -131,13 +131,17 @@ class Publisher:
         self._send(RETAINED[name], self._retained[name])
         self._copy(name, payload)
 
-    def decision(self, payload: dict[str, Any]) -> bool:
+    def decision(self, payload: dict[str, Any], encoded: bytes) -> bool:
         """Sends a decision now or never: one that waited would reject the wrong part.
+
+        Args:
+            payload: for those who get copies.
+            encoded: the same, as it goes over the wire.
 
         Returns:
             False when the broker is away or does not answer; the decision is counted, not kept.
         """
-        message = self._message(DECISION, encode(payload))
+        message = self._message(DECISION, encoded)
         connection = self._connection
         sent = (
             connection is not None
@@ -149,13 +153,13 @@ class Publisher:
         self._copy(DECISION.name, payload)
         return sent
 
-    def begin_event(self, payload: dict[str, Any]) -> None:
+    def begin_event(self, event_id: str, encoded: bytes) -> None:
         """Notes the audit copy before its decision goes out; `event` must follow."""
-        self._outbox.begin(payload["event_id"], encode(payload))
+        self._outbox.begin(event_id, encoded)
 
-    def event(self, payload: dict[str, Any]) -> None:
+    def event(self, event_id: str, encoded: bytes) -> None:
         """Puts the audit copy into the outbox; `pump` sends it."""
-        self._outbox.put(payload["event_id"], encode(payload))
+        self._outbox.put(event_id, encoded)
 
     def heartbeat(self, payload: dict[str, Any]) -> None:
         """Sends a sign of life, unless earlier ones still hang: old ones must not pile up."""

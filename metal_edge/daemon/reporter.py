@@ -13,7 +13,7 @@ from metal_edge.daemon.clock import Clock, ClockState
 from metal_edge.daemon.decision import still_in_time
 from metal_edge.daemon.evidence import Case, EvidenceStats, EvidenceStore
 from metal_edge.daemon.evidence_pictures import Shown
-from metal_edge.daemon.messages import Identity, Now, decision_payload
+from metal_edge.daemon.messages import Identity, Now, decision_payload, encode, extended
 from metal_edge.daemon.publisher import Publisher
 from metal_edge.domain import Decision
 
@@ -79,25 +79,29 @@ class Reporter:
             self._seq += 1
             decision = replace(decision, seq=self._seq)
             payload = self._payload(decision)
+            encoded = encode(payload)
             # First the note, then the word: no decision that somebody heard lacks its event, not
             # even if this process dies in between. `null`: nobody knows whether it was heard.
-            self._publisher.begin_event({**payload, "decision_sent": None, "evidence": None})
+            note = extended(encoded, decision_sent=None, evidence=None)
+            self._publisher.begin_event(payload["event_id"], note)
             now_ns = self._clock.mono_ns()
             told = last_look(still_in_time(decision, now_ns))
             if told is not decision:  # lock or note had to wait
                 decision, payload = told, self._payload(told)
+                encoded = encode(payload)
             self._counts[decision.verdict.value] += 1
-            sent = self._publisher.decision(payload)
-        event = {**payload, "decision_sent": sent, "evidence": None}
+            sent = self._publisher.decision(payload, encoded)
+
+        def put_event(names: dict[str, Any] | None) -> None:
+            event = extended(encoded, decision_sent=sent, evidence=names)
+            self._publisher.event(payload["event_id"], event)
+
         store = self._pictures
         if store is not None and shown and (keep or store.wants(decision.verdict)):
             # The event follows when its pictures are on the disk, or are given up.
-            store.offer(
-                Case(payload, shown),
-                lambda names: self._publisher.event({**event, "evidence": names}),
-            )
+            store.offer(Case(payload, shown), put_event)
         else:
-            self._publisher.event(event)
+            put_event(None)
         log.info(
             "seq=%d part=%s trigger=%s frame=%s verdict=%s reason=%s score=%s sent=%s ms=%.1f",
             decision.seq,

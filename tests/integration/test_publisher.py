@@ -119,11 +119,11 @@ def test_copies_hear_what_was_published(broker: Broker) -> None:
     with Wire(broker, f"{STATION}/#") as wire:
         publisher.open()
         publisher.retain("model", {"x": 1})
-        assert publisher.decision({"x": 2})
+        assert publisher.decision({"x": 2}, b'{"x":2}')
         wire.wait("decision")
         publisher.close({"x": 3}, 1.0)
         assert heard == ["model 1", "decision 2", "state 3"]
-        assert not publisher.decision({"x": 4}), "nothing is sent after the end"
+        assert not publisher.decision({"x": 4}, b'{"x":4}'), "nothing is sent after the end"
         assert heard[-1] == "decision 4", "but hosts may know how the part was judged"
 
 

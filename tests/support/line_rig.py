@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -122,14 +123,15 @@ class SilentBroker:
         self.states: list[dict[str, Any]] = []
         self.problems: tuple[str, ...] = ()
 
-    def decision(self, payload: dict[str, Any]) -> bool:
+    def decision(self, payload: dict[str, Any], encoded: bytes) -> bool:
+        assert json.loads(encoded) == payload
         self.decisions.append(payload)
         return True
 
-    def begin_event(self, payload: dict[str, Any]) -> None: ...
+    def begin_event(self, event_id: str, encoded: bytes) -> None: ...
 
-    def event(self, payload: dict[str, Any]) -> None:
-        self.events.append(payload)
+    def event(self, event_id: str, encoded: bytes) -> None:
+        self.events.append(json.loads(encoded))
 
     def heartbeat(self, payload: dict[str, Any]) -> None:
         self.beats.append(payload)

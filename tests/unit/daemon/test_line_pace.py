@@ -175,11 +175,11 @@ def test_free_run_asks_for_the_next_frame_before_it_publishes() -> None:
     with paced("latest") as rig:
         publish = rig.broker.decision
 
-        def decision(payload: dict[str, Any]) -> bool:
+        def decision(payload: dict[str, Any], encoded: bytes) -> bool:
             if not fetched:  # the first: the second frame lies there, and is fetched meanwhile
                 wait_until(rig.camera.script.empty, "the camera to be asked again", 5)
                 fetched.append(True)
-            return publish(payload)
+            return publish(payload, encoded)
 
         rig.broker.decision = decision  # type: ignore[method-assign]
         seen(rig, 1, 2)

@@ -7,6 +7,7 @@ import uuid
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -21,6 +22,7 @@ from metal_edge.daemon.messages import (
     decision_payload,
     encode,
     event_id,
+    extended,
     iso_utc,
     state_payload,
 )
@@ -65,6 +67,19 @@ def test_a_decision_is_json_whatever_its_numbers(
     assert complaints("event", {**payload, "decision_sent": True}) == []
     assert payload["deadline_ns"] == utc_ns + 1_000_000
     assert payload["verdict"] == "unknown"
+
+
+@given(
+    st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.booleans(), min_size=1),
+    st.none() | st.booleans(),
+    st.none() | st.dictionaries(st.text(), st.text()),
+)
+def test_a_payload_extended_is_the_payload_with_more_fields(
+    payload: dict[str, Any], sent: bool | None, evidence: dict[str, str] | None
+) -> None:
+    more = {"decision_sent": sent, "evidence": evidence}
+    shared = {key: value for key, value in payload.items() if key not in more} or {"a": 1}
+    assert extended(encode(shared), **more) == encode({**shared, **more})
 
 
 def test_encode_refuses_nan() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -20,7 +21,8 @@ class SlowDisk(SilentBroker):
         self.noted: list[dict[str, Any]] = []
         self.works = threading.Event()
 
-    def begin_event(self, payload: dict[str, Any]) -> None:
+    def begin_event(self, event_id: str, encoded: bytes) -> None:
+        payload = json.loads(encoded)
         self.noted.append(payload)
         wait_ns = payload["deadline_ns"] - payload["t_publish_ns"] + 20_000_000
         self.works.wait(wait_ns / 1e9)

@@ -26,7 +26,7 @@ def test_a_defect_in_who_hears_a_copy_costs_the_copy(caplog: pytest.LogCaptureFi
         copies=(broken, lambda name, payload: heard.append(name)),
     )
     for _ in range(3):
-        assert publisher.decision({}) is False  # there is no broker
+        assert publisher.decision({}, b"{}") is False  # there is no broker
     publisher.retain("state", {})
     publisher.heartbeat({})
     assert heard == ["decision"] * 3 + ["state", "heartbeat"]

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from metal_edge.daemon.command_fields import FIELDS
-from metal_edge.daemon.commands import MAX_PAYLOAD
-from metal_edge.daemon.connection import MAX_PACKET
-from metal_edge.daemon.echo import EchoFields
-from metal_edge.daemon.payloads import ANSWERS, SAID
-from metal_edge.daemon.topics import (
+from metal_edge.daemon.mqtt.command_fields import FIELDS
+from metal_edge.daemon.mqtt.commands import MAX_PAYLOAD
+from metal_edge.daemon.mqtt.connection import MAX_PACKET
+from metal_edge.daemon.mqtt.echo import EchoFields
+from metal_edge.daemon.mqtt.payloads import ANSWERS, SAID
+from metal_edge.daemon.mqtt.topics import (
     COMMAND,
     CONFIG,
     DECISION,

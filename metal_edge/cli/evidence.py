@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from metal_edge.cli.console import print_json, say, say_result
-from metal_edge.daemon.evidence import INDEX, place_of
-from metal_edge.daemon.evidence_index import Look, find
-from metal_edge.daemon.messages import iso_utc
+from metal_edge.daemon.mqtt.messages import iso_utc
+from metal_edge.daemon.records.evidence import INDEX, place_of
+from metal_edge.daemon.records.evidence_index import Look, find
 from metal_edge.errors import DataError, MissingInputError, OutputError, SettingsError
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}

@@ -6,8 +6,8 @@ import logging
 import uuid
 
 from metal_edge.daemon.clock import Clock
-from metal_edge.daemon.messages import Identity, state_payload
-from metal_edge.daemon.publisher import Publisher
+from metal_edge.daemon.mqtt.messages import Identity, state_payload
+from metal_edge.daemon.mqtt.publisher import Publisher
 from metal_edge.errors import UnavailableError
 from metal_edge.settings import LineSettings
 

@@ -10,26 +10,26 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
-from metal_edge.daemon.bell import Bell
 from metal_edge.daemon.cameras import create_camera
-from metal_edge.daemon.changeover import Changeover, Outside, Serving
+from metal_edge.daemon.cameras.frame_checks import FrameChecks
+from metal_edge.daemon.changeover.changeover import Changeover, Outside, Serving
+from metal_edge.daemon.changeover.proving import prove, release
+from metal_edge.daemon.changeover.recipe_memory import RecipeMemory
 from metal_edge.daemon.clock import Clock
-from metal_edge.daemon.commands import Commands
-from metal_edge.daemon.frame_checks import FrameChecks
-from metal_edge.daemon.line import Line, Parts, StopFlag
-from metal_edge.daemon.line_commands import register
-from metal_edge.daemon.log_writer import log_problems
-from metal_edge.daemon.messages import config_payload, model_payload, state_payload
-from metal_edge.daemon.metrics import Endpoints
-from metal_edge.daemon.model import Models, View
-from metal_edge.daemon.proving import prove, release
-from metal_edge.daemon.publisher import Copy, Publisher
-from metal_edge.daemon.recipe_memory import RecipeMemory
-from metal_edge.daemon.records import Records, open_records, state_folder
-from metal_edge.daemon.reporter import Reporter
+from metal_edge.daemon.line.bell import Bell
+from metal_edge.daemon.line.commands import register
+from metal_edge.daemon.line.line import Line, Parts, StopFlag
+from metal_edge.daemon.line.model import Models, View
+from metal_edge.daemon.line.reporter import Reporter
+from metal_edge.daemon.line.triggers import TriggerQueue
+from metal_edge.daemon.mqtt.commands import Commands
+from metal_edge.daemon.mqtt.messages import config_payload, model_payload, state_payload
+from metal_edge.daemon.mqtt.publisher import Copy, Publisher
+from metal_edge.daemon.mqtt.sparkplug import sparkplug_copies
+from metal_edge.daemon.observing.log_writer import log_problems
+from metal_edge.daemon.observing.metrics import Endpoints
+from metal_edge.daemon.records.places import Records, open_records, state_folder
 from metal_edge.daemon.sdnotify import Notifier
-from metal_edge.daemon.sparkplug import sparkplug_copies
-from metal_edge.daemon.triggers import TriggerQueue
 from metal_edge.errors import UnavailableError
 from metal_edge.runtime.shared import Engines
 from metal_edge.settings import CameraSettings, LineSettings

@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from metal_edge.daemon.absence import announce_absence
 from metal_edge.daemon.arming import Tools, arm
-from metal_edge.daemon.changeover import Changeover
+from metal_edge.daemon.changeover.changeover import Changeover
 from metal_edge.daemon.pulse import Pulse
 from metal_edge.daemon.scheduling import schedule_deciding_thread, use_cpus
 from metal_edge.errors import MetalEdgeError

@@ -16,8 +16,8 @@ from pathlib import Path
 from metal_edge.daemon.arming import Tools
 from metal_edge.daemon.box import Box, ReloadFlag
 from metal_edge.daemon.clock import SystemClock
-from metal_edge.daemon.line import StopFlag
-from metal_edge.daemon.logs import set_up_logging
+from metal_edge.daemon.line.line import StopFlag
+from metal_edge.daemon.observing.logs import set_up_logging
 from metal_edge.daemon.sdnotify import Notifier
 from metal_edge.errors import SettingsError
 from metal_edge.runtime.shared import Engines

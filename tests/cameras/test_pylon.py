@@ -11,8 +11,8 @@ import pytest
 from support.broker import wait_until
 from support.camera_stand_ins import Open, held, next_frame
 
-from metal_edge.daemon.camera_pylon import PylonCamera, PylonSource
 from metal_edge.daemon.cameras import Camera, CameraError, CameraTimeoutError, TornFrameError
+from metal_edge.daemon.cameras.pylon import PylonCamera, PylonSource
 from metal_edge.daemon.clock import SystemClock
 from metal_edge.domain import TimeSource
 from metal_edge.settings import CameraSettings

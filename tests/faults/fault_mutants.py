@@ -71,7 +71,7 @@ MUTANTS: dict[str, Mutant] = {
     "outbox-in-memory": Mutant(
         (
             (
-                "daemon/records.py",
+                "daemon/records/places.py",
                 '/ "outbox.sqlite")\n    if path is None:',
                 '/ "outbox.sqlite")\n    if True:',
             ),
@@ -79,18 +79,18 @@ MUTANTS: dict[str, Mutant] = {
         "an_hour",
     ),
     "decisions-while-silent": Mutant(
-        (("daemon/publisher.py", "            and self._responsive()\n", ""),),
+        (("daemon/mqtt/publisher.py", "            and self._responsive()\n", ""),),
         "hangs_in_free_run",
     ),
     "dead-thread-unnoticed": Mutant(
-        (("daemon/connection.py", "            self.on_end()\n", "            pass\n"),),
+        (("daemon/mqtt/connection.py", "            self.on_end()\n", "            pass\n"),),
         "callback and thread",
     ),
     "callbacks-unguarded": Mutant(
         (
-            ("daemon/connection.py", "            self.on_end()\n", "            pass\n"),
+            ("daemon/mqtt/connection.py", "            self.on_end()\n", "            pass\n"),
             (
-                "daemon/connection.py",
+                "daemon/mqtt/connection.py",
                 "        except Exception:\n            self._failing",
                 "        except KeyError:\n            self._failing",
             ),
@@ -100,7 +100,7 @@ MUTANTS: dict[str, Mutant] = {
     "pictures-unchecked": Mutant(
         (
             (
-                "daemon/view_worker.py",
+                "daemon/line/view_worker.py",
                 "unlikely = self.view.checks.fault(frame.image)",
                 "unlikely = None",
             ),
@@ -110,12 +110,12 @@ MUTANTS: dict[str, Mutant] = {
     "old-picture-will-do": Mutant(
         (
             (
-                "daemon/decision.py",
+                "daemon/deciding/decision.py",
                 "if not 0 <= now_mono_ns - frame.t_mono_ns <=",
                 "if now_mono_ns <",
             ),
             (
-                "daemon/decision.py",
+                "daemon/deciding/decision.py",
                 "if requested_mono_ns is not None and frame.t_mono_ns < requested_mono_ns:",
                 "if now_mono_ns < 0:",
             ),
@@ -123,17 +123,23 @@ MUTANTS: dict[str, Mutant] = {
         "test_camera and stale",
     ),
     "queue-without-bound": Mutant(
-        (("daemon/triggers.py", "if len(self._waiting) >= self._capacity:", "if self._closed:"),),
+        (
+            (
+                "daemon/line/triggers.py",
+                "if len(self._waiting) >= self._capacity:",
+                "if self._closed:",
+            ),
+        ),
         "inference",
     ),
     "duplicates-welcome": Mutant(
-        (("daemon/triggers.py", "if trigger.trigger_id in self._seen:", "if self._closed:"),),
+        (("daemon/line/triggers.py", "if trigger.trigger_id in self._seen:", "if self._closed:"),),
         "duplicates",
     ),
     "any-id-will-do": Mutant(
         (
             (
-                "daemon/command_fields.py",
+                "daemon/mqtt/command_fields.py",
                 'pattern=r"^[A-Za-z0-9_.:-]{1,64}$", desc',
                 'pattern="", desc',
             ),
@@ -141,11 +147,17 @@ MUTANTS: dict[str, Mutant] = {
         "garbage",
     ),
     "outbox-trouble-holds-the-line": Mutant(
-        (("daemon/heart.py", "Event.FAULT if vitals.faults else", "Event.FAULT if problems else"),),
+        (
+            (
+                "daemon/line/heart.py",
+                "Event.FAULT if vitals.faults else",
+                "Event.FAULT if problems else",
+            ),
+        ),
         "test_disk_ or outbox_damaged or events_denied",
     ),
     "refused-events-forgotten": Mutant(
-        (("daemon/events.py", "        if refusal is None:\n", "        if True:\n"),),
+        (("daemon/records/events.py", "        if refusal is None:\n", "        if True:\n"),),
         "events_denied",
     ),
     "budgets-on-the-wall-clock": Mutant(
@@ -169,7 +181,7 @@ MUTANTS: dict[str, Mutant] = {
     "any-version-will-do": Mutant(
         (
             (
-                "daemon/versions.py",
+                "daemon/changeover/versions.py",
                 "if served is not None and is_older",
                 "if served is None and is_older",
             ),
@@ -179,7 +191,7 @@ MUTANTS: dict[str, Mutant] = {
     "half-a-change": Mutant(
         (
             (
-                "daemon/inspector.py",
+                "daemon/line/inspector.py",
                 "worker.serve(models[worker.view.camera_id])",
                 "models[worker.view.camera_id]",
             ),

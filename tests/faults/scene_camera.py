@@ -19,7 +19,7 @@ import paho.mqtt.client as mqtt
 
 from metal_edge.daemon.cameras import CameraError, CameraTimeoutError, TornFrameError
 from metal_edge.daemon.clock import Clock
-from metal_edge.daemon.triggers import TriggerQueue
+from metal_edge.daemon.line.triggers import TriggerQueue
 from metal_edge.demo.gate_log import LineFile
 from metal_edge.domain import Frame, Image, TimeSource
 from metal_edge.settings import CameraSettings

@@ -15,8 +15,8 @@ import pytest
 from support.broker import wait_until
 
 from metal_edge.daemon.clock import SystemClock
-from metal_edge.daemon.outbox_sqlite import SqliteOutbox
-from metal_edge.daemon.storage import Limits
+from metal_edge.daemon.records.outbox_sqlite import SqliteOutbox
+from metal_edge.daemon.records.storage import Limits
 
 WRITER = Path(__file__).parents[1] / "support" / "outbox_writer.py"
 SHARED = Path("/dev/shm")  # noqa: S108  (what a runtime directory is: memory)

@@ -13,7 +13,7 @@ from support.broker import Broker, Listener, find_mosquitto, wait_until
 from support.daemon_process import STATION, Daemon, write_settings
 from support.wire import Wire
 
-from metal_edge.daemon.command_fields import FIELDS
+from metal_edge.daemon.mqtt.command_fields import FIELDS
 
 pytestmark = [
     pytest.mark.timeout(90),

@@ -15,7 +15,7 @@ from support.certificates import Authority
 from support.daemon_process import STATION, Daemon, write_settings
 from support.wire import Wire
 
-from metal_edge.daemon.connection import Connection, Message
+from metal_edge.daemon.mqtt.connection import Connection, Message
 from metal_edge.errors import UnavailableError
 from metal_edge.settings import MqttSettings
 

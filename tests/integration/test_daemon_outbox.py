@@ -16,8 +16,8 @@ from support.broker import Broker, Listener, wait_until
 from support.daemon_process import STATION
 from support.wire import Wire
 
-from metal_edge.daemon.evidence import INDEX
-from metal_edge.daemon.evidence_index import find
+from metal_edge.daemon.records.evidence import INDEX
+from metal_edge.daemon.records.evidence_index import find
 
 if TYPE_CHECKING:
     from conftest import StartDaemon

@@ -12,7 +12,7 @@ from support.daemon_process import STATION
 from support.schemas import FOLDER, complaints
 from support.wire import Wire
 
-from metal_edge.daemon.command_fields import FIELDS
+from metal_edge.daemon.mqtt.command_fields import FIELDS
 
 if TYPE_CHECKING:
     from conftest import StartDaemon

@@ -13,9 +13,9 @@ from support.daemon_process import STATION
 from support.wire import Wire
 
 from metal_edge.daemon.clock import SystemClock
-from metal_edge.daemon.commands import Answer, Command, Commands
-from metal_edge.daemon.connection import Connection
-from metal_edge.daemon.publisher import Publisher
+from metal_edge.daemon.mqtt.commands import Answer, Command, Commands
+from metal_edge.daemon.mqtt.connection import Connection
+from metal_edge.daemon.mqtt.publisher import Publisher
 from metal_edge.settings import MqttSettings
 
 pytestmark = pytest.mark.timeout(60)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from metal_edge.daemon.camera_system import load_namespace
 from metal_edge.daemon.cameras import Camera, CameraError, CameraTimeoutError
+from metal_edge.daemon.cameras.system import load_namespace
 from metal_edge.domain import Frame
 from support.broker import wait_until
 

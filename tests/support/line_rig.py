@@ -13,21 +13,21 @@ from typing import Any, Self, cast
 import numpy as np
 
 from metal_edge.bundle import Bundle
-from metal_edge.daemon.bell import Bell
 from metal_edge.daemon.cameras import CameraTimeoutError
+from metal_edge.daemon.cameras.frame_checks import FrameChecks
 from metal_edge.daemon.clock import Clock, SystemClock
-from metal_edge.daemon.commands import Commands
-from metal_edge.daemon.decision import Rules
-from metal_edge.daemon.evidence import Case, EvidenceStats, EvidenceStore
-from metal_edge.daemon.frame_checks import FrameChecks
-from metal_edge.daemon.line import Line, Parts, StopFlag
-from metal_edge.daemon.line_commands import register
-from metal_edge.daemon.messages import Identity
-from metal_edge.daemon.model import Model, View
-from metal_edge.daemon.publisher import BrokerHealth, Publisher
-from metal_edge.daemon.reporter import Reporter
+from metal_edge.daemon.deciding.decision import Rules
+from metal_edge.daemon.line.bell import Bell
+from metal_edge.daemon.line.commands import register
+from metal_edge.daemon.line.line import Line, Parts, StopFlag
+from metal_edge.daemon.line.model import Model, View
+from metal_edge.daemon.line.reporter import Reporter
+from metal_edge.daemon.line.triggers import TriggerQueue
+from metal_edge.daemon.mqtt.commands import Commands
+from metal_edge.daemon.mqtt.messages import Identity
+from metal_edge.daemon.mqtt.publisher import BrokerHealth, Publisher
+from metal_edge.daemon.records.evidence import Case, EvidenceStats, EvidenceStore
 from metal_edge.daemon.sdnotify import Notifier
-from metal_edge.daemon.triggers import TriggerQueue
 from metal_edge.domain import Frame, Inspection, Preprocess
 from metal_edge.runtime.base import Runner
 from metal_edge.settings import FrameCheckSettings, LineSettings

@@ -13,8 +13,8 @@ from itertools import count
 from pathlib import Path
 
 from metal_edge.daemon.clock import SystemClock
-from metal_edge.daemon.outbox_sqlite import SqliteOutbox
-from metal_edge.daemon.storage import Limits
+from metal_edge.daemon.records.outbox_sqlite import SqliteOutbox
+from metal_edge.daemon.records.storage import Limits
 
 PAUSE_S = 0.002
 

@@ -11,10 +11,10 @@ import time
 import numpy as np
 from pydantic import Field
 
-from metal_edge.daemon.camera_options import Options, parse_options
-from metal_edge.daemon.camera_source import Exposure, Source
-from metal_edge.daemon.camera_stream import StreamCamera
 from metal_edge.daemon.cameras import CameraError
+from metal_edge.daemon.cameras.options import Options, parse_options
+from metal_edge.daemon.cameras.source import Exposure, Source
+from metal_edge.daemon.cameras.stream import StreamCamera
 from metal_edge.daemon.clock import Clock
 from metal_edge.domain import Image, TimeSource
 from metal_edge.settings import CameraMode, CameraSettings

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 from metal_edge.cli.doctor.finding import Finding, Level, failure
-from metal_edge.daemon.connection import Connection, Incoming, Message
-from metal_edge.daemon.topics import (
+from metal_edge.daemon.mqtt.connection import Connection, Incoming, Message
+from metal_edge.daemon.mqtt.topics import (
     COMMAND,
     CONFIG,
     DECISION,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from metal_edge.bundle import Bundle
 from metal_edge.cli.doctor.finding import Finding, Level, failure
 from metal_edge.daemon.cameras import CameraTimeoutError, create_camera
+from metal_edge.daemon.cameras.frame_checks import FrameChecks
 from metal_edge.daemon.clock import SystemClock
-from metal_edge.daemon.frame_checks import FrameChecks
 from metal_edge.domain import Frame
 from metal_edge.errors import MetalEdgeError
 from metal_edge.settings import CameraMode, CameraSettings, LineSettings

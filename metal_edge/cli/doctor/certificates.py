@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from metal_edge.cli.doctor.finding import Finding, Level
-from metal_edge.daemon.tls import client_context, tls_remedy
+from metal_edge.daemon.mqtt.tls import client_context, tls_remedy
 from metal_edge.errors import UnavailableError
 from metal_edge.settings import MqttSettings
 

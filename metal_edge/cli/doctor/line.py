@@ -14,7 +14,7 @@ from metal_edge.cli.doctor.certificates import check_tls
 from metal_edge.cli.doctor.finding import Finding, Level, failure
 from metal_edge.cli.doctor.places import check_metrics, check_permissions, check_places
 from metal_edge.cli.doctor.running import running_daemon
-from metal_edge.daemon.proving import DEFAULT, prove, release, sources
+from metal_edge.daemon.changeover.proving import DEFAULT, prove, release, sources
 from metal_edge.errors import MetalEdgeError
 from metal_edge.runtime.shared import Engines
 from metal_edge.settings import LineSettings, load_settings

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from metal_edge.cli.doctor.finding import Finding, Level
-from metal_edge.daemon.records import state_folder
+from metal_edge.daemon.records.places import state_folder
 from metal_edge.settings import CameraSettings, LineSettings
 
 

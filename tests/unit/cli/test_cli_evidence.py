@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 from metal_edge.cli.app import app
 from metal_edge.cli.evidence import moment_ns
 from metal_edge.daemon.clock import SystemClock
-from metal_edge.daemon.evidence import Case, EvidenceStore
-from metal_edge.daemon.evidence_pictures import Shown
-from metal_edge.daemon.storage import Limits
+from metal_edge.daemon.records.evidence import Case, EvidenceStore
+from metal_edge.daemon.records.evidence_pictures import Shown
+from metal_edge.daemon.records.storage import Limits
 from metal_edge.errors import SettingsError
 
 NOW_NS = time.time_ns()

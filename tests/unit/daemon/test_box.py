@@ -18,7 +18,7 @@ from metal_edge.daemon import keeper as keeper_module
 from metal_edge.daemon.arming import Tools
 from metal_edge.daemon.box import Box, ReloadFlag
 from metal_edge.daemon.clock import Clock, SystemClock
-from metal_edge.daemon.line import StopFlag
+from metal_edge.daemon.line.line import StopFlag
 from metal_edge.errors import ExitCode, UnavailableError
 from metal_edge.runtime.shared import Engines
 from metal_edge.settings import CameraSettings, LineSettings

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.gate_events import MS, SETTINGS, decision, heartbeat, raw, state
 
 from metal_edge.daemon.clock import ClockState
-from metal_edge.daemon.messages import Identity, Now, decision_payload, encode, state_payload
+from metal_edge.daemon.mqtt.messages import Identity, Now, decision_payload, encode, state_payload
 from metal_edge.demo.gate import Cause, GateRecord, RejectGate
 from metal_edge.demo.gate_messages import (
     MAX_PAYLOAD_BYTES,

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from metal_edge.daemon import topics as topics_module
-from metal_edge.daemon.command_fields import FIELDS
-from metal_edge.daemon.commands import CommandError, read_fields
-from metal_edge.daemon.topics import Topic
+from metal_edge.daemon.mqtt import topics as topics_module
+from metal_edge.daemon.mqtt.command_fields import FIELDS
+from metal_edge.daemon.mqtt.commands import CommandError, read_fields
+from metal_edge.daemon.mqtt.topics import Topic
 from tools.mqtt_docs import files, schemas
 
 FOLDER = Path(__file__).parents[3] / "docs" / "mqtt"

@@ -1,0 +1,1 @@
+"""Another recipe or other settings, without a gap."""

@@ -1,0 +1,1 @@
+"""One line: triggers, views, the deciding thread and what it tells."""

@@ -1,0 +1,1 @@
+"""The station's voice and ear: connection, topics, payloads, commands, Sparkplug."""

@@ -1,0 +1,1 @@
+"""What outlives the process: audit events on their way, pictures of parts."""

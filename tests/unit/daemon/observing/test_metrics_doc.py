@@ -1,0 +1,37 @@
+"""docs/observability.md lists the metrics that there are, and no others."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from metal_edge.daemon.observing import metrics
+
+PAGE = Path(__file__).parents[4] / "docs" / "observability.md"
+
+
+def test_the_table_is_complete() -> None:
+    rows = {}
+    for name, kind, labels, about in re.findall(
+        r"^\| `(\w+)` \| (gauge|counter|histogram) \| (.*?) ?\| (.*) \|$", PAGE.read_text(), re.M
+    ):
+        rows[name] = (kind, tuple(re.findall(r"`(\w+)`", labels)), about)
+    expected = {p.name: ("counter" if p.counter else "gauge", (), p.about) for p in metrics.PLAIN}
+    for kind, what in (
+        ("counter", metrics.DECISIONS),
+        ("histogram", metrics.LATENCY),
+        ("gauge", metrics.STATE),
+        ("gauge", metrics.BUILD),
+    ):
+        expected[what.name] = (kind, what.labels, what.about)
+    assert rows == expected
+
+
+def test_what_is_said_is_what_is_listed() -> None:
+    """The collector yields every listed metric, even before a line has spoken."""
+    pytest.importorskip("prometheus_client", reason="needs metal-edge[metrics]")
+    found = {family.name for family in metrics.StationCollector(dict).collect()}
+    listed = [*metrics.PLAIN, metrics.DECISIONS, metrics.LATENCY, metrics.STATE, metrics.BUILD]
+    assert found == {metrics.PREFIX + what.name for what in listed}

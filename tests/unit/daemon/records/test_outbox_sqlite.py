@@ -1,0 +1,598 @@
+"""The durable outbox on real files. Its writer's turns are taken by hand, so that nothing races.
+
+A crash is a copy of its files at that moment: what kill -9 leaves behind is what the kernel has.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metal_edge.daemon.records.outbox_file import SCHEMA_VERSION
+from metal_edge.daemon.records.outbox_sqlite import WINDOW, SqliteOutbox
+from metal_edge.daemon.records.storage import KEEP_DAMAGED, Limits
+
+HOUR_NS = 3_600_000_000_000
+COPIES = count()
+LIMITS = Limits(max_age_ns=24 * HOUR_NS, max_bytes=10_000_000)
+
+
+@dataclass
+class HandClock:
+    """Moves when told to."""
+
+    mono: int = 0
+    utc: int = 1_700_000_000_000_000_000
+
+    def mono_ns(self) -> int:
+        return self.mono
+
+    def utc_ns(self) -> int:
+        return self.utc
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "first" / "outbox.sqlite"
+
+
+@pytest.fixture
+def outbox(path: Path, clock: HandClock) -> Iterator[SqliteOutbox]:
+    made = open_outbox(path, clock)
+    yield made
+    made.start()
+    made.close(5)
+
+
+def open_outbox(
+    path: Path, clock: HandClock, limits: Limits = LIMITS, memory: int = 100
+) -> SqliteOutbox:
+    outbox = SqliteOutbox(path, limits, memory, clock)
+    outbox.turn()
+    outbox.turn()  # a damaged file has been put aside in the first
+    return outbox
+
+
+def end(outbox: SqliteOutbox) -> None:
+    """An orderly end: the thread starts only to shut."""
+    outbox.start()
+    outbox.close(5)
+
+
+def crashed(path: Path) -> Path:
+    """The files as they are now, in a folder of their own."""
+    folder = path.parent.with_name(f"after-crash-{next(COPIES)}")
+    shutil.copytree(path.parent, folder)
+    return folder / path.name
+
+
+def fill(outbox: SqliteOutbox, names: str) -> None:
+    for name in names:
+        outbox.begin(name, f"{name} begun".encode())
+        outbox.put(name, name.encode())
+
+
+def drain(outbox: SqliteOutbox, limit: int = 1000) -> list[bytes]:
+    """Everything that waits, delivered."""
+    got: list[bytes] = []
+    while True:
+        outbox.turn()
+        batch = outbox.next_batch(limit)
+        if not batch:
+            return got
+        got += [event.payload for event in batch]
+        outbox.delivered([event.event_id for event in batch])
+
+
+def test_what_an_earlier_session_left_comes_first_and_in_order(
+    path: Path, clock: HandClock
+) -> None:
+    first = open_outbox(path, clock)
+    fill(first, "abc")
+    end(first)
+    second = open_outbox(path, clock)
+    fill(second, "de")
+    assert second.stats().depth == 5
+    assert drain(second) == [b"a", b"b", b"c", b"d", b"e"]
+    end(second)
+    third = open_outbox(path, clock)
+    assert third.stats().depth == 0
+    assert drain(third) == []
+    end(third)
+
+
+def test_nothing_is_handed_out_before_it_is_stored(outbox: SqliteOutbox) -> None:
+    fill(outbox, "a")
+    assert outbox.next_batch(10) == []
+    outbox.turn()
+    assert [event.event_id for event in outbox.next_batch(10)] == ["a"]
+
+
+def test_what_is_on_its_way_is_not_handed_out_again_until_it_comes_back(
+    outbox: SqliteOutbox,
+) -> None:
+    fill(outbox, "abc")
+    outbox.turn()
+    assert [event.event_id for event in outbox.next_batch(2)] == ["a", "b"]
+    assert [event.event_id for event in outbox.next_batch(2)] == ["c"]
+    outbox.returned(["c", "a"])
+    assert [event.event_id for event in outbox.next_batch(9)] == ["a", "c"]
+    assert outbox.stats().depth == 3
+
+
+def test_the_same_event_twice_is_one_row(outbox: SqliteOutbox, path: Path) -> None:
+    fill(outbox, "aa")
+    outbox.turn()
+    fill(outbox, "a")
+    outbox.turn()
+    assert outbox.stats().depth == 1
+    assert drain(outbox) == [b"a"]
+    assert outbox.stats().depth == 0
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_crash_loses_nothing_committed_or_not(
+    outbox: SqliteOutbox, path: Path, clock: HandClock, committed: bool
+) -> None:
+    fill(outbox, "abc")
+    if committed:
+        outbox.turn()
+    outbox.begin("d", b"d begun")  # its decision may have gone out; nobody knows
+    after = open_outbox(crashed(path), clock)
+    assert drain(after) == [b"a", b"b", b"c", b"d begun"]
+    end(after)
+
+
+def test_what_was_delivered_before_the_crash_does_not_come_again(
+    outbox: SqliteOutbox, path: Path, clock: HandClock
+) -> None:
+    fill(outbox, "abc")
+    assert drain(outbox) == [b"a", b"b", b"c"]
+    fill(outbox, "d")
+    after = open_outbox(crashed(path), clock)
+    assert drain(after) == [b"d"]
+    end(after)
+
+
+def test_an_event_whose_put_is_slow_survives_although_later_ones_are_stored(
+    outbox: SqliteOutbox, path: Path, clock: HandClock
+) -> None:
+    """Its pictures are still being written when the others are done with."""
+    outbox.begin("slow", b"slow begun")
+    fill(outbox, "ab")
+    outbox.turn()
+    after = open_outbox(crashed(path), clock)
+    assert sorted(drain(after)) == [b"a", b"b", b"slow begun"]
+    end(after)
+    outbox.put("slow", b"slow")
+    assert drain(outbox) == [b"a", b"b", b"slow"]
+
+
+def test_the_oldest_give_way_when_the_file_is_too_large(path: Path, clock: HandClock) -> None:
+    outbox = open_outbox(path, clock, Limits(HOUR_NS, 5_000))
+    for number in range(10):
+        outbox.put(str(number), bytes(1000))
+    outbox.turn()
+    stats = outbox.stats()
+    assert (stats.depth, stats.dropped) == (4, 6)
+    assert [event.event_id for event in outbox.next_batch(99)] == ["6", "7", "8", "9"]
+    end(outbox)
+
+
+def test_what_is_on_its_way_does_not_give_way(path: Path, clock: HandClock) -> None:
+    outbox = open_outbox(path, clock, Limits(HOUR_NS, 5_000))
+    for number in range(4):
+        outbox.put(str(number), bytes(1000))
+    outbox.turn()
+    outbox.next_batch(2)
+    for number in range(4, 8):
+        outbox.put(str(number), bytes(1000))
+    outbox.turn()
+    outbox.returned(["0", "1"])
+    assert [event.event_id for event in outbox.next_batch(99)] == ["0", "1", "6", "7"]
+    end(outbox)
+
+
+def test_old_events_give_way(outbox: SqliteOutbox, clock: HandClock) -> None:
+    fill(outbox, "a")
+    outbox.turn()
+    clock.mono += 20 * HOUR_NS
+    fill(outbox, "b")
+    outbox.turn()
+    assert outbox.stats().oldest_age_s == 20 * 3600
+    clock.mono += 5 * HOUR_NS
+    outbox.turn()
+    assert (outbox.stats().depth, outbox.stats().dropped) == (1, 1)
+    assert drain(outbox) == [b"b"]
+
+
+def test_age_goes_on_in_the_next_session_and_over_a_reboot(path: Path, clock: HandClock) -> None:
+    first = open_outbox(path, clock)
+    fill(first, "a")
+    first.turn()
+    clock.mono += 20 * HOUR_NS
+    fill(first, "b")
+    end(first)
+    clock.mono = 5  # a reboot begins it again
+    second = open_outbox(path, clock)
+    assert second.stats().oldest_age_s == 20 * 3600
+    clock.mono += 5 * HOUR_NS
+    second.turn()
+    assert drain(second) == [b"b"]
+    end(second)
+
+
+def test_a_long_silence_counts_even_if_it_ends_in_a_crash(
+    outbox: SqliteOutbox, path: Path, clock: HandClock
+) -> None:
+    fill(outbox, "a")
+    outbox.turn()
+    clock.mono += 20 * HOUR_NS
+    outbox.turn()
+    copy = crashed(path)
+    clock.mono = 0
+    after = open_outbox(copy, clock)
+    assert after.stats().oldest_age_s == 20 * 3600
+    end(after)
+
+
+@pytest.mark.parametrize("years", [-50, 50])
+def test_a_wall_clock_that_steps_deletes_nothing(path: Path, clock: HandClock, years: int) -> None:
+    first = open_outbox(path, clock)
+    fill(first, "abc")
+    first.turn()
+    clock.utc += years * 8766 * HOUR_NS
+    first.turn()
+    end(first)
+    second = open_outbox(path, clock)
+    assert (second.stats().depth, second.stats().dropped) == (3, 0)
+    end(second)
+
+
+def test_a_file_of_a_later_version_is_left_alone_and_memory_serves(
+    path: Path, clock: HandClock
+) -> None:
+    end(open_outbox(path, clock))
+    with sqlite3.connect(path) as database:
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    database.close()
+    before = path.read_bytes()
+    outbox = open_outbox(path, clock)
+    assert "later version" in str(outbox.stats().problem)
+    fill(outbox, "ab")
+    assert drain(outbox) == [b"a", b"b"]
+    end(outbox)
+    assert path.read_bytes() == before
+    assert list(path.parent.glob("*damaged*")) == []
+
+
+@pytest.mark.parametrize("damage", ["header", "middle", "text"])
+def test_a_damaged_file_is_put_aside_and_a_new_one_begun(
+    path: Path, clock: HandClock, damage: str
+) -> None:
+    first = open_outbox(path, clock)
+    for number in range(200):
+        first.put(str(number), bytes(1000))
+    end(first)
+    content = bytearray(path.read_bytes())
+    if damage == "header":
+        content[:64] = bytes(64)
+    elif damage == "middle":
+        content[len(content) // 2 :] = b"\xff" * (len(content) - len(content) // 2)
+    else:
+        content[:] = b"this is no database\n" * 1000
+    path.write_bytes(content)
+    second = open_outbox(path, clock)
+    (aside,) = path.parent.glob("outbox.sqlite.damaged-*")
+    assert second.stats().problem == "damaged file put aside"
+    if damage != "middle":  # what can be opened, SQLite may tidy
+        assert aside.read_bytes() == content
+    fill(second, "ab")
+    second.turn()
+    assert second.stats().problem == "damaged file put aside"
+    assert drain(second)[-2:] == [b"a", b"b"]
+    end(second)
+    third = open_outbox(path, clock)
+    assert third.stats().problem is None
+    end(third)
+
+
+def test_damage_found_while_running_costs_only_the_rows_that_it_hit(
+    path: Path, clock: HandClock
+) -> None:
+    outbox = open_outbox(path, clock, memory=5000)
+    fill(outbox, "abc")
+    for number in range(3000):  # more than SQLite's cache holds
+        outbox.put(f"x{number}", bytes(3000))
+    for _ in range(8):
+        outbox.turn()
+    taken = [event.event_id for event in outbox.next_batch(2)]
+    assert taken == ["a", "b"]
+    with path.open("r+b") as file:
+        file.seek(100_000)
+        file.write(b"\xff" * (path.stat().st_size - 100_000))
+    outbox.delivered(["b"])
+    outbox.turn()
+    assert outbox.stats().problem is not None
+    assert len(list(path.parent.glob("outbox.sqlite.damaged-*"))) == 1
+    outbox.turn()
+    after = open_outbox(crashed(path), clock)  # what memory still had is safe again
+    assert [payload[:1] for payload in drain(after)][:2] == [b"a", b"c"]
+    end(after)
+    outbox.returned(["a"])
+    fill(outbox, "d")
+    left = [payload[:1] for payload in drain(outbox)]
+    assert left[0] == b"a"
+    assert b"c" in left
+    assert left[-1] == b"d"
+    assert outbox.stats().problem == "damaged file put aside"
+    end(outbox)
+
+
+def test_what_can_still_be_read_of_a_damaged_file_is_saved(path: Path, clock: HandClock) -> None:
+    first = open_outbox(path, clock, memory=1000)
+    names = [f"event-{number:03}" for number in range(300)]
+    for name in names:
+        first.put(name, json.dumps({"event_id": name, "more": "x" * 2000}).encode())
+    end(first)
+    content = bytearray(path.read_bytes())
+    at = content.index(b'"event-150"')
+    content[at - 3000 : at + 3000] = os.urandom(6000)
+    path.write_bytes(content)
+    path.with_name("outbox.sqlite.ring").unlink()  # which would tell of all of them
+    second = open_outbox(path, clock)
+    fill(second, "z")
+    saved = drain(second)
+    assert saved[-1] == b"z"
+    kept = [json.loads(payload)["event_id"] for payload in saved[:-1]]
+    assert kept == sorted(kept)
+    assert set(kept) < set(names)
+    assert len(kept) > 280
+    assert {names[0], names[-1]} < set(kept)
+    end(second)
+
+
+def test_only_the_last_damaged_files_are_kept(path: Path, clock: HandClock) -> None:
+    path.parent.mkdir()
+    for _ in range(KEEP_DAMAGED + 2):
+        path.write_bytes(b"this is no database\n" * 1000)
+        clock.utc += 1_000_000_000
+        end(open_outbox(path, clock))
+    kept = sorted(path.parent.glob("outbox.sqlite.damaged-*"))
+    assert len(kept) == KEEP_DAMAGED
+    assert kept[-1].name == "outbox.sqlite.damaged-20231114T221325Z"
+
+
+def test_two_outboxes_on_one_file_never_write_both(path: Path, clock: HandClock) -> None:
+    """The second serves from memory, says why, and takes over when the first is gone."""
+    first = open_outbox(path, clock)
+    fill(first, "a")
+    second = open_outbox(path, clock)
+    assert second.stats().problem == "held by another process"
+    fill(second, "b")
+    assert [event.event_id for event in second.next_batch(9)] == ["b"]
+    second.returned(["b"])
+    end(first)
+    clock.mono += HOUR_NS
+    second.turn()
+    assert second.stats().problem is None
+    assert sorted(drain(second)) == [b"a", b"b"]
+    end(second)
+
+
+def test_a_file_that_somebody_else_has_locked_is_waited_for_in_memory(
+    outbox: SqliteOutbox, path: Path, clock: HandClock
+) -> None:
+    rival = sqlite3.connect(path, isolation_level=None)
+    rival.execute("BEGIN IMMEDIATE")
+    fill(outbox, "ab")
+    outbox.turn()
+    assert outbox.stats().problem == "held by another program"
+    assert [event.event_id for event in outbox.next_batch(1)] == ["a"]
+    outbox.delivered(["a"])
+    rival.execute("COMMIT")
+    rival.close()
+    clock.mono += HOUR_NS
+    outbox.turn()
+    assert outbox.stats().problem is None
+    assert outbox.stats().depth == 1
+    assert drain(outbox) == [b"b"]
+
+
+def test_a_full_journal_is_told_and_its_events_are_stored_all_the_same(
+    path: Path, clock: HandClock
+) -> None:
+    outbox = open_outbox(path, clock, memory=5000)
+    for number in range(600):
+        outbox.begin(str(number), b"x")
+        outbox.put(str(number), b"x")
+    assert outbox.stats().problem == "journal full"
+    assert len(drain(outbox)) == 600
+    fill(outbox, "a")
+    assert outbox.stats().problem is None
+    after = open_outbox(crashed(path), clock)
+    assert drain(after) == [b"a"]
+    end(after)
+    end(outbox)
+
+
+def test_a_journal_that_cannot_be_made_is_told_and_sqlite_still_serves(
+    path: Path, clock: HandClock
+) -> None:
+    outbox = SqliteOutbox(path, LIMITS, 100, clock, path.parent / "nowhere" / "ring")
+    fill(outbox, "ab")
+    assert outbox.stats().problem == "journal: no such file or directory"
+    assert drain(outbox) == [b"a", b"b"]
+    end(outbox)
+
+
+def test_what_is_stored_goes_before_what_waits_in_memory_even_in_trouble(
+    path: Path, clock: HandClock
+) -> None:
+    outbox = open_outbox(path, clock, memory=1000)
+    for number in range(3 * WINDOW):
+        outbox.put(f"stored {number}", b"x")
+    outbox.turn()
+    rival = sqlite3.connect(path, isolation_level=None)
+    rival.execute("BEGIN IMMEDIATE")
+    outbox.put("new", b"x")
+    got: list[str] = []
+    for _ in range(6):
+        outbox.turn()
+        batch = [event.event_id for event in outbox.next_batch(2 * WINDOW)]
+        outbox.delivered(batch)
+        got += batch
+    assert got == [*(f"stored {number}" for number in range(3 * WINDOW)), "new"]
+    rival.execute("COMMIT")
+    rival.close()
+    end(outbox)
+
+
+def test_memory_is_bounded_while_the_disk_is_away(path: Path, clock: HandClock) -> None:
+    first = open_outbox(path, clock)
+    second = open_outbox(path, clock, memory=3)
+    fill(second, "abcde")
+    second.turn()
+    assert (second.stats().depth, second.stats().dropped) == (3, 2)
+    assert [event.event_id for event in second.next_batch(9)] == ["c", "d", "e"]
+    end(first)
+    end(second)
+
+
+def test_more_rows_than_the_window_come_in_order(path: Path, clock: HandClock) -> None:
+    outbox = open_outbox(path, clock, memory=1000)
+    for number in range(700):
+        outbox.put(str(number), str(number).encode())
+    outbox.turn()
+    assert drain(outbox, limit=16) == [str(number).encode() for number in range(700)]
+    assert outbox.stats().depth == 0
+    end(outbox)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("begin"), st.just(0)),
+        st.tuples(st.just("put"), st.integers(0, 3)),
+        st.tuples(st.just("turn"), st.just(0)),
+        st.tuples(st.just("take"), st.integers(1, 4)),
+        st.tuples(st.just("deliver"), st.integers(0, 3)),
+        st.tuples(st.just("return"), st.integers(0, 3)),
+        st.tuples(st.just("lost"), st.just(0)),
+        st.tuples(st.just("crash"), st.just(0)),
+        st.tuples(st.just("restart"), st.just(0)),
+        st.tuples(st.just("rival"), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+class Model:
+    """What ought to be true, kept in plain lists beside the real thing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = HandClock()
+        self.path = folder / "first" / "outbox.sqlite"
+        self.outbox = open_outbox(self.path, self.clock)
+        self.begun: list[str] = []
+        self.waiting: list[str] = []  # put, not delivered
+        self.taken: list[str] = []
+        self.names = count()
+        self.rival: sqlite3.Connection | None = None
+
+    def step(self, what: str, number: int) -> None:
+        if what == "begin":
+            name = f"e{next(self.names)}"
+            self.outbox.begin(name, f"{name} begun".encode())
+            self.begun.append(name)
+        elif what == "put" and self.begun:
+            name = self.begun.pop(number % len(self.begun))
+            self.outbox.put(name, name.encode())
+            self.waiting.append(name)
+        elif what == "turn":
+            self.clock.mono += HOUR_NS // 1000
+            self.outbox.turn()
+        elif what == "take":
+            batch = [event.event_id for event in self.outbox.next_batch(number)]
+            assert not set(batch) & set(self.taken), "handed out twice"
+            self.taken += batch
+        elif what in ("deliver", "return") and self.taken:
+            name = self.taken.pop(number % len(self.taken))
+            if what == "deliver":
+                self.outbox.delivered([name])
+                self.waiting = [other for other in self.waiting if other != name]
+            else:
+                self.outbox.returned([name])
+        elif what == "lost":
+            self.outbox.returned(self.taken)
+            self.taken = []
+        elif what in ("crash", "restart"):
+            self.restart(crash=what == "crash")
+        elif what == "rival":
+            self.toggle_rival()
+
+    def restart(self, crash: bool) -> None:
+        before, after = self.outbox, self.path
+        if crash:
+            after = crashed(self.path)
+        if self.rival is not None:
+            self.toggle_rival()
+        end(before)
+        self.path = after
+        self.outbox = open_outbox(after, self.clock)
+        # `put` comes no more for those; what `begin` said of them counts.
+        self.waiting += self.begun
+        self.begun, self.taken = [], []
+
+    def toggle_rival(self) -> None:
+        """Another program holds the file for a while: the disk is in trouble."""
+        if self.rival is None:
+            self.rival = sqlite3.connect(self.path, isolation_level=None)
+            self.rival.execute("BEGIN IMMEDIATE")
+        else:
+            self.rival.execute("COMMIT")
+            self.rival.close()
+            self.rival = None
+
+
+@given(steps=STEPS)
+@settings(max_examples=40, deadline=None)
+def test_at_least_once_whatever_happens(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch_session: None,
+    steps: list[tuple[str, int]],
+) -> None:
+    model = Model(tmp_path_factory.mktemp("model"))
+    for what, number in steps:
+        model.step(what, number)
+        stats = model.outbox.stats()
+        assert stats.dropped == 0
+        assert stats.depth >= len(model.waiting) - len(model.begun)
+    model.restart(crash=True)
+    got = [event.decode().split(" ")[0] for event in drain(model.outbox)]
+    assert set(model.waiting) <= set(got), "lost"
+    assert len(got) == len(set(got)), "one life hands an event out once"
+    assert model.outbox.stats().depth == 0
+    end(model.outbox)
+
+
+@pytest.fixture(scope="session")
+def monkeypatch_session() -> Iterator[None]:
+    """A rival is noticed at once instead of after a second of waiting."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metal_edge.daemon.records.storage.BUSY_S", 0.0)
+        yield

@@ -57,7 +57,7 @@ check: setup
 	$(BIN)/pytest -q tests/unit/test_layering.py
 
 test: check
-	$(BIN)/pytest -q tests
+	$(BIN)/pytest -q --durations=20 tests
 
 format: setup
 	$(BIN)/ruff format metal_edge tests tools

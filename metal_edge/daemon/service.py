@@ -17,7 +17,7 @@ from metal_edge.daemon.arming import Tools
 from metal_edge.daemon.box import Box, ReloadFlag
 from metal_edge.daemon.clock import SystemClock
 from metal_edge.daemon.line.line import StopFlag
-from metal_edge.daemon.observing.logs import set_up_logging
+from metal_edge.daemon.observing.logs import flush_log, set_up_logging
 from metal_edge.daemon.sdnotify import Notifier
 from metal_edge.errors import SettingsError
 from metal_edge.runtime.shared import Engines
@@ -61,9 +61,12 @@ def run_daemon(configs: Sequence[Path], *, keep_trying: bool = False) -> int:
         phase=lambda what: None,
     )
     before = set(threading.enumerate())
-    with _signals(stop, reload), closing(tools.endpoints):
-        box = Box(lines, tools, notifier, reload, patient=keep_trying or len(configs) > 1)
-        code = box.run()
+    try:
+        with _signals(stop, reload), closing(tools.endpoints):
+            box = Box(lines, tools, notifier, reload, patient=keep_trying or len(configs) > 1)
+            code = box.run()
+    finally:
+        flush_log()
     _leave_behind([t for t in threading.enumerate() if t not in before], code)
     return code
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -91,6 +92,8 @@ def called(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
     An exception that is not a MetalEdgeError fails the test, as a traceback would.
     """
     before = signal.getsignal(signal.SIGTERM)
+    root, daemon = logging.getLogger(), logging.getLogger("metal_edge.daemon")
+    handlers, levels = list(root.handlers), (root.level, daemon.level)
 
     def call(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["metal-edge", *map(str, arguments)])
@@ -101,7 +104,15 @@ def called(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
         return Outcome(int(ended.value.code or 0), output.out, output.err)
 
     yield call
+    # What the end of the process would undo.
     signal.signal(signal.SIGTERM, before)
+    for handler in [h for h in root.handlers if h not in handlers]:
+        root.removeHandler(handler)
+        handler.close()
+    for handler in [h for h in handlers if h not in root.handlers]:
+        root.addHandler(handler)
+    for logger, level in zip((root, daemon), levels, strict=True):
+        logger.setLevel(level)
 
 
 class Running:

@@ -33,6 +33,17 @@ ROOMS: dict[str, set[str]] = {
     "demo": {"settings", "imaging", "bundle", "daemon"},
 }
 
+# room of the daemon -> rooms of the daemon it may import (besides itself, clock and sdnotify)
+DAEMON: dict[str, set[str]] = {
+    "cameras": {"deciding"},
+    "deciding": set(),
+    "line": {"cameras", "deciding", "mqtt", "records"},
+    "mqtt": {"deciding", "records"},
+    "records": {"deciding"},
+    "changeover": {"deciding", "line", "mqtt", "scheduling"},
+    "observing": {"deciding", "mqtt"},
+}
+
 # heavy or hardware packages -> rooms that may import them
 PACKAGES: dict[str, set[str]] = {
     "torch": {"models", "training", "export"},
@@ -83,6 +94,20 @@ def test_a_room_imports_only_what_it_may(path: Path) -> None:
         assert any(inner == a or inner.startswith(a + ".") for a in allowed), (
             f"{room} may not import metal_edge.{inner}"
         )
+
+
+INNER = [
+    p for p in FILES if p.relative_to(PACKAGE).parts[0] == "daemon" and p.parent.name in DAEMON
+]
+
+
+@pytest.mark.parametrize("path", INNER, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_of_the_daemon_imports_only_what_it_may(path: Path) -> None:
+    room = path.parent.name
+    allowed = DAEMON[room] | {room, "clock", "sdnotify"}
+    for name in imports_of(path):
+        _, inside, inner = name.partition("metal_edge.daemon.")
+        assert not inside or inner.split(".")[0] in allowed, f"{room} may not import {name}"
 
 
 def test_the_daemon_starts_without_torch() -> None:

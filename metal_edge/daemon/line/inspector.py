@@ -12,9 +12,9 @@ from dataclasses import replace
 from itertools import count
 
 from metal_edge.daemon.cameras import CameraError
-from metal_edge.daemon.cameras.grabber import Outcome, Shot
 from metal_edge.daemon.deciding.decision import Evidence, Reason, decide
 from metal_edge.daemon.deciding.transitions import Event, State
+from metal_edge.daemon.line.grabber import Outcome, Shot
 from metal_edge.daemon.line.heart import Heart, Vitals
 from metal_edge.daemon.line.model import Models
 from metal_edge.daemon.line.part_in_hand import PartInHand

@@ -15,8 +15,8 @@ from metal_edge.daemon.cameras import (
     TornFrameError,
 )
 from metal_edge.daemon.cameras.exposures import ExposureCounter
-from metal_edge.daemon.cameras.grabber import Outcome
 from metal_edge.daemon.deciding.decision import Reason
+from metal_edge.daemon.line.grabber import Outcome
 from metal_edge.daemon.line.inspector import GRACE_NS, SLICE_NS, Inspector
 from metal_edge.daemon.line.reject_gate import make_trigger
 from metal_edge.domain import Trigger

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from metal_edge.daemon.cameras.grabber import Shot
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.deciding.decision import Evidence, Reason, decide, join
+from metal_edge.daemon.line.grabber import Shot
 from metal_edge.daemon.line.view_worker import ViewWorker
 from metal_edge.domain import Decision, Trigger, Verdict
 

@@ -12,10 +12,10 @@ from metal_edge.daemon.cameras import (
     LateRequestError,
     TornFrameError,
 )
-from metal_edge.daemon.cameras.grabber import Grabber, Outcome, Shot
 from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.deciding.decision import Evidence, Reason, assess, frame_fault
 from metal_edge.daemon.line.bell import Bell
+from metal_edge.daemon.line.grabber import Grabber, Outcome, Shot
 from metal_edge.daemon.line.model import Model, View
 from metal_edge.domain import Frame, Inspection
 from metal_edge.errors import MetalEdgeError

@@ -36,6 +36,12 @@ def set_up_logging(settings: LogSettings, stream: TextIO, environment: Mapping[s
     logging.basicConfig(handlers=[handler], level=settings.level, force=True)
 
 
+def flush_log() -> None:
+    """Waits, not for long, until what was logged is out: the last words come after it."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
 def goes_to_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
     """Whether `stream` is the very socket that systemd says it connected to the journal."""
     said = environment.get("JOURNAL_STREAM", "")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,6 +128,34 @@ def test_copies_hear_what_was_published(broker: Broker) -> None:
         assert heard == ["model 1", "decision 2", "state 3"]
         assert not publisher.decision({"x": 4}, b'{"x":4}'), "nothing is sent after the end"
         assert heard[-1] == "decision 4", "but hosts may know how the part was judged"
+
+
+DIES_AT_ONCE = """
+import os, signal, sys
+from metal_edge.daemon.clock import SystemClock
+from metal_edge.daemon.mqtt.publisher import Publisher
+from metal_edge.settings import MqttSettings
+
+host, port, root = sys.argv[1:]
+publisher = Publisher(
+    MqttSettings(host=host, port=int(port)),
+    root,
+    will={"session_id": "s"},
+    on_command=lambda *unused: None,
+    clock=SystemClock(),
+)
+publisher.open()
+assert publisher.decision({"x": 1}, b'{"x":1}')
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_decision_is_in_the_socket_when_the_call_returns(broker: Broker) -> None:
+    """What comes after it must not keep paho's thread from writing: here, kill -9 comes."""
+    with Wire(broker, f"{STATION}/#") as wire:
+        command = [sys.executable, "-c", DIES_AT_ONCE, broker.host, str(broker.port), STATION]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        wire.wait("decision")
 
 
 def test_a_closed_connection_leaves_no_descriptor_for_the_garbage_collector(

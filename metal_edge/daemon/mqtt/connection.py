@@ -36,6 +36,8 @@ MAX_PACKET = 65_536
 # QoS 1 messages waiting in paho; only answers to commands can come near.
 MAX_QUEUED = 1000
 DISCONNECT_WITH_WILL = 4  # MQTT 5, 3.14.2.1
+# A packet is in the socket within a tenth of this, unless the socket is full.
+HAND_OVER_S = 0.002
 CLOSED = "Unspecified error"  # paho's word for a socket that was closed on us
 
 
@@ -137,6 +139,7 @@ class Connection:
         # True once a CONNECT packet was sent, whatever became of it.
         self.reached = False
         self._lost = threading.Event()
+        self._thread_id: int | None = None  # paho's own
         self._client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
@@ -204,7 +207,16 @@ class Connection:
             message.retain,
             _publish_properties(message),
         )
-        return info.mid if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return None
+        if message.qos == 0 and threading.get_ident() != self._thread_id:
+            # paho's thread needs the interpreter to write it. Whoever publishes would go on and
+            # keep it, for up to a whole switch interval.
+            try:
+                info.wait_for_publish(HAND_OVER_S)
+            except RuntimeError:  # the connection was lost meanwhile
+                return None
+        return info.mid
 
     def disconnect(self, *, with_will: bool = False) -> None:
         """Says goodbye, which cancels the will unless it is asked for, and closes."""
@@ -267,6 +279,7 @@ class Connection:
     def _connected(
         self, client: paho.Client, data: Any, flags: Any, code: ReasonCode, properties: Any
     ) -> None:
+        self._thread_id = threading.get_ident()
         if code.is_failure:
             self._answer(str(code))
             return

@@ -10,8 +10,7 @@ import numpy as np
 
 from metal_edge.daemon.cameras import CameraError, TornFrameError
 from metal_edge.daemon.cameras.device_time import ClockMap
-from metal_edge.daemon.cameras.genicam import Value, check_genicam, configure
-from metal_edge.daemon.cameras.pixel_formats import BY_CODE, PixelDataError, to_rgb, without_padding
+from metal_edge.daemon.cameras.genicam import CHECK, Value, check_genicam, configure, picture
 from metal_edge.daemon.cameras.source import Exposure
 from metal_edge.daemon.cameras.stream import StreamCamera
 from metal_edge.daemon.cameras.system import load_namespace
@@ -21,13 +20,12 @@ from metal_edge.settings import CameraMode, CameraSettings
 
 log = logging.getLogger(__name__)
 
-_CHECK = "check cable, power, and that nobody else uses the camera"
 # GigE Vision's 16-bit block id goes from 1 to 65535 and begins again at 1; 0 is no frame.
 _BLOCK_IDS = 65535
 
 
 class AravisNodes:
-    """See `camera_genicam.Nodes`."""
+    """See `genicam.Nodes`."""
 
     def __init__(self, aravis: Any, device: Any) -> None:
         self._aravis = aravis
@@ -120,7 +118,7 @@ class AravisSource:
         self._answers = buffer is not None or not self.never_silent
         if buffer is None:
             if self._lost.is_set():
-                raise CameraError(f"camera {self._name} does not answer any more", _CHECK)
+                raise CameraError(f"camera {self._name} does not answer any more", CHECK)
             return None
         try:
             return self._exposure(buffer)
@@ -183,27 +181,21 @@ class AravisSource:
                 "check cable, network card and packet size",
                 seq,
             )
-        code = buffer.get_image_pixel_format() & 0xFFFFFFFF
-        pixel_format = BY_CODE.get(code)
-        if pixel_format is None:
-            raise CameraError(
-                f"camera {self._name} sends pixel format 0x{code:08x}", "set camera.pixel_format"
-            )
-        width, height = buffer.get_image_width(), buffer.get_image_height()
-        data = np.frombuffer(buffer.get_data(), np.uint8)
-        try:
-            plain = without_padding(data, width, height, pixel_format)
-            image = to_rgb(plain, width, height, pixel_format)
-        except PixelDataError as error:
-            raise TornFrameError(f"camera {self._name}: {error}", _CHECK, seq) from error
+        image, pixel_format = picture(
+            self._name,
+            buffer.get_image_pixel_format(),
+            np.frombuffer(buffer.get_data(), np.uint8),
+            (buffer.get_image_width(), buffer.get_image_height()),
+            seq,
+        )
         stamp_ns, source = now_ns, TimeSource.ARRIVAL
         if buffer.get_timestamp():
             stamp_ns, source = self._times.map(buffer.get_timestamp(), now_ns), TimeSource.CAMERA
         earliest_ns = self._requested_ns if self.on_request else stamp_ns
-        return Exposure(image, stamp_ns, earliest_ns, source, seq, pixel_format.name)
+        return Exposure(image, stamp_ns, earliest_ns, source, seq, pixel_format)
 
     def _failed(self, error: Any) -> CameraError:
-        return CameraError(f"camera {self._name}: {error.message}", _CHECK)
+        return CameraError(f"camera {self._name}: {error.message}", CHECK)
 
 
 class BlockCounter:

@@ -8,8 +8,18 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from metal_edge.daemon.cameras import CameraError
-from metal_edge.daemon.cameras.pixel_formats import FORMATS
+import numpy as np
+from numpy.typing import NDArray
+
+from metal_edge.daemon.cameras import CameraError, TornFrameError
+from metal_edge.daemon.cameras.pixel_formats import (
+    BY_CODE,
+    FORMATS,
+    PixelDataError,
+    to_rgb,
+    without_padding,
+)
+from metal_edge.domain import Image
 from metal_edge.errors import SettingsError
 from metal_edge.settings import CameraMode, CameraSettings
 
@@ -24,6 +34,7 @@ _OLD_FORMATS = {
 }
 # A camera exposes in steps of its own; further away than this is another exposure.
 ROUNDING = 0.01
+CHECK = "check cable, power, and that nobody else uses the camera"
 Value = str | int | float | bool
 
 
@@ -160,3 +171,32 @@ def _in_words(allowed: tuple[float, float] | tuple[str, ...] | None) -> str:
     if isinstance(allowed[0], float):
         return f"{allowed[0]:g} to {allowed[-1]:g}"
     return ", ".join(str(name) for name in allowed)
+
+
+def picture(
+    name: str, code: int, data: NDArray[np.uint8], size: tuple[int, int], seq: int | None
+) -> tuple[Image, str]:
+    """A payload as a new uint8 [H, W, 3] RGB image, and its pixel format.
+
+    Args:
+        name: of the camera, for errors.
+        code: the pixel format's PFNC number.
+        data: bytes as they came; may belong to the driver.
+        size: width and height in pixels.
+        seq: the frame's number.
+
+    Raises:
+        CameraError: a pixel format that is not known.
+        TornFrameError: the bytes cannot be such a picture.
+    """
+    pixel_format = BY_CODE.get(code & 0xFFFFFFFF)
+    if pixel_format is None:
+        raise CameraError(
+            f"camera {name} sends pixel format 0x{code & 0xFFFFFFFF:08x}",
+            "set camera.pixel_format",
+        )
+    try:
+        plain = without_padding(data, *size, pixel_format)
+        return to_rgb(plain, *size, pixel_format), pixel_format.name
+    except PixelDataError as error:
+        raise TornFrameError(f"camera {name}: {error}", CHECK, seq) from error

@@ -10,8 +10,7 @@ import numpy as np
 
 from metal_edge.daemon.cameras import CameraError, TornFrameError
 from metal_edge.daemon.cameras.device_time import ClockMap
-from metal_edge.daemon.cameras.genicam import Value, check_genicam, configure
-from metal_edge.daemon.cameras.pixel_formats import BY_CODE, PixelDataError, to_rgb, without_padding
+from metal_edge.daemon.cameras.genicam import CHECK, Value, check_genicam, configure, picture
 from metal_edge.daemon.cameras.source import Exposure
 from metal_edge.daemon.cameras.stream import StreamCamera
 from metal_edge.daemon.clock import Clock
@@ -22,7 +21,6 @@ log = logging.getLogger(__name__)
 
 _TICK_NODE = "GevTimestampTickFrequency"  # older GigE cameras; all others count nanoseconds
 _NO_COUNTER = 2**64 - 1
-_CHECK = "check cable, power, and that nobody else uses the camera"
 
 
 def load_pypylon() -> tuple[Any, Any]:
@@ -40,7 +38,7 @@ def load_pypylon() -> tuple[Any, Any]:
 
 
 class PylonNodes:
-    """See `camera_genicam.Nodes`."""
+    """See `genicam.Nodes`."""
 
     def __init__(self, genicam: Any, node_map: Any) -> None:
         self._genicam = genicam
@@ -107,7 +105,7 @@ class PylonSource:
             )
             if result is None or not result.IsValid():
                 if self._camera.IsCameraDeviceRemoved():
-                    raise CameraError(f"camera {self._name} was removed", _CHECK)
+                    raise CameraError(f"camera {self._name} was removed", CHECK)
                 return None
             try:
                 return self._exposure(result)
@@ -163,26 +161,20 @@ class PylonSource:
                 "check cable, network card and packet size",
                 seq,
             )
-        code = result.GetPixelType() & 0xFFFFFFFF
-        pixel_format = BY_CODE.get(code)
-        if pixel_format is None:
-            raise CameraError(
-                f"camera {self._name} sends pixel format 0x{code:08x}", "set camera.pixel_format"
-            )
-        width, height = result.GetWidth(), result.GetHeight()
-        data = np.frombuffer(result.GetBuffer(), np.uint8)
-        try:
-            plain = without_padding(data, width, height, pixel_format)
-            image = to_rgb(plain, width, height, pixel_format)
-        except PixelDataError as error:
-            raise TornFrameError(f"camera {self._name}: {error}", _CHECK, seq) from error
+        image, pixel_format = picture(
+            self._name,
+            result.GetPixelType(),
+            np.frombuffer(result.GetBuffer(), np.uint8),
+            (result.GetWidth(), result.GetHeight()),
+            seq,
+        )
         stamp_ns, source = now_ns, TimeSource.ARRIVAL
         ticks = result.GetTimeStamp()
         if ticks:
             stamp_ns = self._times.map(round(ticks * self._tick_ns), now_ns)
             source = TimeSource.CAMERA
         earliest_ns = self._requested_ns if self.on_request else stamp_ns
-        return Exposure(image, stamp_ns, earliest_ns, source, seq, pixel_format.name)
+        return Exposure(image, stamp_ns, earliest_ns, source, seq, pixel_format)
 
     def _counter(self, result: Any) -> int | None:
         """The block id; emulated cameras leave it at zero, USB cameras begin there."""
@@ -192,7 +184,7 @@ class PylonSource:
         return None if none else block_id
 
     def _failed(self, error: Exception) -> CameraError:
-        return CameraError(f"camera {self._name}: {_first_line(error)}", _CHECK)
+        return CameraError(f"camera {self._name}: {_first_line(error)}", CHECK)
 
 
 def _names(device: Any) -> set[str]:

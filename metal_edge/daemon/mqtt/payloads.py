@@ -1,9 +1,8 @@
 """Every payload that leaves the daemon, as models: where docs/mqtt/ comes from, and its judge.
 
-The daemon itself builds plain dictionaries (messages.py, heart.py). Models would cost the same
-(both about 50 us for a decision on one x86 core), but one that is wrong would refuse the verdict
-or drop a field in production; so tests hold what the daemon really says against them. A reader in
-Python may use them: `DecisionPayload.model_validate_json(payload)`.
+The daemon itself builds plain dictionaries (messages.py, heart.py). A model that is wrong would
+refuse the verdict or drop a field in production; so tests hold what the daemon really says against
+them. A reader in Python may use them: `DecisionPayload.model_validate_json(payload)`.
 
 Fields are added, never renamed: readers must ignore what they do not know.
 """

@@ -14,7 +14,8 @@ import pytest
 from fault_mutants import mutated
 from fault_network import Cable, NoCableError
 from fault_report import Row, page, table
-from rig import Audit, Rig
+from rig import Rig
+from rig_records import Audit
 from support.broker import Broker, find_mosquitto
 
 REPOSITORY = Path(__file__).parents[2]

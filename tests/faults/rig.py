@@ -13,16 +13,16 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rig_records import Audit, Run, Tail
 from scene_camera import is_bad
 from support.broker import Broker, Listener, wait_until
 from support.daemon_process import STATION, Daemon, write_settings
 from support.tiny_bundle import build_bundle
 
-from metal_edge.demo.witness import Exposure, Life, Passage, Statement, Uninspected, uninspected
+from metal_edge.demo.witness import Exposure, Life, Passage, Statement, uninspected
 
 HERE = Path(__file__).parent
 PERIOD_MS, GATE_MS = 100, 500
@@ -30,55 +30,6 @@ NS = 1_000_000_000
 EVENTS_S = 20.0  # for what waits in the outbox to come after the fault
 SEQ = re.compile(r"reporter: seq=(\d+) ")  # the daemon's log line of a decision
 ENTRY_POINT = "[metal_edge.cameras]\nscene = scene_camera:SceneCamera\n"
-
-
-@dataclass
-class Audit:
-    """What became of one run."""
-
-    parts: int
-    passed: int
-    uninspected: list[Uninspected]
-    escapes: list[str]
-    lost_events: list[str]
-    repeated_events: int
-    stale_decisions: int
-    causes: dict[str, int]
-    broken_rules: list[str] = field(default_factory=list)
-
-
-class Tail:
-    """Complete lines of a growing file, read once each; JSON, unless `plain`."""
-
-    def __init__(self, path: Path, plain: bool = False) -> None:
-        self._path = path
-        self._plain = plain
-        self._offset = 0
-        self._lines: list[Any] = []
-
-    def count(self, text: str) -> int:
-        """Lines of a plain file that hold this text."""
-        return sum(text in line for line in self.lines())
-
-    def lines(self) -> list[Any]:
-        if self._path.exists():
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            self._offset += len(whole)
-            texts = whole.decode("utf-8").splitlines()
-            self._lines += texts if self._plain else [json.loads(text) for text in texts]
-        return self._lines
-
-
-@dataclass
-class Run:
-    """One process of the daemon."""
-
-    daemon: Daemon
-    from_ns: int
-    until_ns: int | None = None
 
 
 class Rig:

@@ -7,7 +7,8 @@ import time
 import pytest
 from conftest import MakeRig, Trial, skip_if_fast
 from fault_network import Cable
-from rig import Rig, Tail, age_s
+from rig import Rig, age_s
+from rig_records import Tail
 from support.broker import Broker, wait_until
 from support.tiny_bundle import write_image
 

@@ -14,7 +14,6 @@ from metal_edge.domain import Inspection
 from metal_edge.errors import BundleError
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
-from metal_edge.runtime.tensorrt_load import load_tensorrt_runner
 
 
 def load_runner(bundle: Bundle, threads: int = 1) -> Runner:
@@ -24,6 +23,9 @@ def load_runner(bundle: Bundle, threads: int = 1) -> Runner:
         UnavailableError: this machine lacks the back end, or has no plan for this bundle.
     """
     if bundle.manifest.backend == "tensorrt":
+        # A daemon without a GPU starts sooner without it.
+        from metal_edge.runtime.tensorrt_load import load_tensorrt_runner
+
         return load_tensorrt_runner(bundle)
     return OnnxRuntimeRunner(bundle.model_path, threads)
 

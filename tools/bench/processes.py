@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from metal_edge.errors import MetalEdgeError
 from metal_edge.settings import StationSettings
 
 LIMIT_S = 30.0
+# Installed packages come with their bytecode, which an environment for development may switch off.
+_BYTECODE = {"PYTHONPYCACHEPREFIX": str(Path("build/bench/bytecode").resolve())}
 _LOOK_S = 0.2  # how often a daemon that has not decided is looked after
 PART = "part-1"
 HEAVY = ("torch", "onnx", "sklearn", "safetensors", "tensorrt")
@@ -59,7 +62,9 @@ def time_start(bundle: Bundle, picture: Path, folder: Path, seconds: Callable[[]
         command = [sys.executable, "-m", "metal_edge", "run", "--config", str(config.resolve())]
         with log.open("wb") as output:
             begun = seconds()
-            daemon = subprocess.Popen(command, stdout=output, stderr=output, cwd=folder)
+            daemon = subprocess.Popen(
+                command, stdout=output, stderr=output, cwd=folder, env=_environment()
+            )
         try:
             decided = _wait(plc, daemon, log, seconds)
         finally:
@@ -87,6 +92,12 @@ def _wait(
                 f"the daemon ended with exit code {daemon.returncode}", f"see {log}"
             )
     raise MetalEdgeError(f"the daemon did not decide within {LIMIT_S:g} s", f"see {log}")
+
+
+def _environment() -> dict[str, str]:
+    """This process's, but that bytecode is kept, as it is where the package is installed."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return kept | _BYTECODE
 
 
 def _settings(bundle: Bundle, port: int) -> str:
@@ -142,7 +153,12 @@ class _Plc:
 def time_import() -> tuple[float, list[str]]:
     """Seconds to import the daemon in a fresh interpreter, and which of HEAVY came along."""
     done = subprocess.run(
-        [sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True, timeout=LIMIT_S
+        [sys.executable, "-c", _IMPORT],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LIMIT_S,
+        env=_environment(),
     )
     took, heavy = json.loads(done.stdout)
     return took, heavy

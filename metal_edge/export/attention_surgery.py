@@ -18,7 +18,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, helper, nump
 from metal_edge.export.attention_layout import Array, GraphView, Operand, RefusedError
 from metal_edge.export.attention_match import Attention, read_attention
 from metal_edge.export.graph import sort_nodes
-from metal_edge.export.masked_attention import DOMAIN, VERSION, Int8Scales
+from metal_edge.export.masked_attention import VERSION, Int8Scales
+from metal_edge.export.operator_node import DOMAIN
 from metal_edge.quantize.tensorrt_qdq import least_scale, read_amplitudes
 
 _WIDEST_INT8_HEAD = 128

@@ -16,8 +16,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from metal_edge.export.attention_layout import Array, GraphView, RefusedError
 from metal_edge.export.attention_match import FLOATS
 from metal_edge.export.attention_surgery import put_nodes
-from metal_edge.export.masked_attention import DOMAIN, OP, MaskedAttentionSpec
+from metal_edge.export.masked_attention import OP, MaskedAttentionSpec
 from metal_edge.export.masked_attention_block import MaskedAttentionBlockSpec, why_not_fused
+from metal_edge.export.operator_node import DOMAIN
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import onnx
+from metal_edge.export.operator_node import NodeSpec
 
-DOMAIN = "metal_edge"
 OP = "MaskedAttention"
 VERSION = 1
 MAX_TOKENS = 4096
@@ -51,7 +49,7 @@ class Int8Scales:
 
 
 @dataclass(frozen=True, slots=True)
-class MaskedAttentionSpec:
+class MaskedAttentionSpec(NodeSpec):
     """The attributes of one MaskedAttention.
 
     Attributes:
@@ -67,6 +65,8 @@ class MaskedAttentionSpec:
     Raises:
         ValueError: attributes that contradict each other; names the value.
     """
+
+    op_type: ClassVar[str] = OP
 
     heads: int
     mask_shape: tuple[int, int, int]
@@ -176,31 +176,6 @@ class MaskedAttentionSpec:
         if rest:
             raise ValueError(f"unknown attribute {min(rest)}")
         return spec
-
-    @classmethod
-    def from_node(cls, node: onnx.NodeProto) -> Self:
-        """Reads an ONNX node.
-
-        Raises:
-            ValueError: another operator, or see `from_attributes`.
-        """
-        if (node.domain, node.op_type) != (DOMAIN, OP):
-            raise ValueError(f"{node.name} is a {node.domain}::{node.op_type}")
-        return cls.from_attributes(node_attributes(node))
-
-    def node(self, inputs: list[str], output: str, name: str) -> onnx.NodeProto:
-        """The ONNX node with these attributes."""
-        from onnx import helper
-
-        return helper.make_node(OP, inputs, [output], name, domain=DOMAIN, **self.attributes())
-
-
-def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Attributes of an ONNX node as Python values, strings decoded."""
-    from onnx import helper
-
-    values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
 
 
 def pack_mask(allowed: Mask) -> NDArray[np.uint32]:

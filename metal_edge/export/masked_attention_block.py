@@ -9,22 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from metal_edge.export.masked_attention import (
-    DOMAIN,
-    Array,
-    MaskedAttentionSpec,
-    node_attributes,
-)
+from metal_edge.export.masked_attention import Array, MaskedAttentionSpec
 from metal_edge.export.masked_attention import plain as plain_attention
 from metal_edge.export.masked_attention import reference as reference_attention
-
-if TYPE_CHECKING:
-    import onnx
+from metal_edge.export.operator_node import NodeSpec
 
 OP = "MaskedAttentionBlock"
 MAX_KEYS, MAX_WIDTH = 128, 256
@@ -33,7 +26,7 @@ INPUTS = ("query", "content", "residual", "gamma", "beta", "w_kv", "b_kv", "w_ou
 
 
 @dataclass(frozen=True, slots=True)
-class MaskedAttentionBlockSpec:
+class MaskedAttentionBlockSpec(NodeSpec):
     """The attributes of one MaskedAttentionBlock.
 
     Attributes:
@@ -43,6 +36,8 @@ class MaskedAttentionBlockSpec:
     Raises:
         ValueError: a value out of range; names it.
     """
+
+    op_type: ClassVar[str] = OP
 
     attention: MaskedAttentionSpec
     epsilon: float = 1e-5
@@ -70,23 +65,6 @@ class MaskedAttentionBlockSpec:
         except KeyError as error:
             raise ValueError("attribute epsilon is missing") from error
         return cls(MaskedAttentionSpec.from_attributes(rest), epsilon)
-
-    @classmethod
-    def from_node(cls, node: onnx.NodeProto) -> Self:
-        """Reads an ONNX node.
-
-        Raises:
-            ValueError: another operator, or see `from_attributes`.
-        """
-        if (node.domain, node.op_type) != (DOMAIN, OP):
-            raise ValueError(f"{node.name} is a {node.domain}::{node.op_type}")
-        return cls.from_attributes(node_attributes(node))
-
-    def node(self, inputs: list[str], output: str, name: str) -> onnx.NodeProto:
-        """The ONNX node with these attributes; `inputs` in the order of INPUTS."""
-        from onnx import helper
-
-        return helper.make_node(OP, inputs, [output], name, domain=DOMAIN, **self.attributes())
 
 
 def why_not_fused(width: int, spec: MaskedAttentionBlockSpec) -> str:

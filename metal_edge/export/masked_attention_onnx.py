@@ -10,9 +10,10 @@ from typing import Any
 
 from onnx.reference.op_run import OpRun
 
-from metal_edge.export.masked_attention import DOMAIN, Array, MaskedAttentionSpec, plain
+from metal_edge.export.masked_attention import Array, MaskedAttentionSpec, plain
 from metal_edge.export.masked_attention_block import INPUTS, MaskedAttentionBlockSpec
 from metal_edge.export.masked_attention_block import plain as plain_block
+from metal_edge.export.operator_node import DOMAIN
 
 
 class MaskedAttention(OpRun):

@@ -17,8 +17,8 @@ import onnx
 import onnxruntime as ort
 from onnx.reference import ReferenceEvaluator
 
-from metal_edge.export.masked_attention import DOMAIN
 from metal_edge.export.masked_attention_onnx import REFERENCE_OPS
+from metal_edge.export.operator_node import DOMAIN
 from support.fake_cuda import FakeCuda
 
 MARK = b"FAKE PLAN "

@@ -20,8 +20,9 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from metal_edge.export.attention_surgery import replace_attention
-from metal_edge.export.masked_attention import DOMAIN, MaskedAttentionSpec
+from metal_edge.export.masked_attention import MaskedAttentionSpec
 from metal_edge.export.onnx_model import onnx_from_model
+from metal_edge.export.operator_node import DOMAIN
 from metal_edge.models.attention import MaskRule
 from metal_edge.models.metal import Metal, MetalConfig
 from metal_edge.quantize.calibration import CalibrationMethod

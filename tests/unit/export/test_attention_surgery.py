@@ -20,9 +20,10 @@ from support.tiny_bundle import write_model
 
 from metal_edge.export.attention_surgery import Surgery, replace_attention
 from metal_edge.export.attention_variants import plugin_graphs
-from metal_edge.export.masked_attention import DOMAIN, OP, VERSION, Fill, MaskedAttentionSpec
+from metal_edge.export.masked_attention import OP, VERSION, Fill, MaskedAttentionSpec
 from metal_edge.export.masked_attention_onnx import REFERENCE_OPS
 from metal_edge.export.onnx_model import onnx_from_model
+from metal_edge.export.operator_node import DOMAIN
 from metal_edge.models.anovit import AnoViTConfig
 from metal_edge.models.attention import MaskRule
 from metal_edge.models.features import MetalFeaturesConfig

@@ -17,10 +17,10 @@ from onnx.reference import ReferenceEvaluator
 
 from metal_edge.export.attention_surgery import replace_attention
 from metal_edge.export.attention_surgery_block import BlockSurgery, fuse_blocks
-from metal_edge.export.masked_attention import DOMAIN
 from metal_edge.export.masked_attention_block import INPUTS, OP, MaskedAttentionBlockSpec
 from metal_edge.export.masked_attention_onnx import REFERENCE_OPS
 from metal_edge.export.onnx_model import onnx_from_model
+from metal_edge.export.operator_node import DOMAIN
 from metal_edge.models.attention import MaskRule
 from metal_edge.models.features import MetalFeaturesConfig
 from metal_edge.models.metal import MetalConfig

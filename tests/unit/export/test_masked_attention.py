@@ -16,7 +16,6 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from metal_edge.export.masked_attention import (
-    DOMAIN,
     VERSION,
     Fill,
     Int8Scales,
@@ -30,6 +29,7 @@ from metal_edge.export.masked_attention import (
     unpack_mask,
 )
 from metal_edge.export.masked_attention_onnx import REFERENCE_OPS
+from metal_edge.export.operator_node import DOMAIN
 from metal_edge.models.attention import MaskedSelfAttention, MaskRule
 from metal_edge.models.features import attention_bias
 from metal_edge.models.zeroleak import CrossAttentionBlock, mask_bias

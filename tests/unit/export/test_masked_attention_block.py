@@ -10,7 +10,7 @@ import torch
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from metal_edge.export.masked_attention import DOMAIN, Int8Scales, MaskedAttentionSpec
+from metal_edge.export.masked_attention import Int8Scales, MaskedAttentionSpec
 from metal_edge.export.masked_attention_block import (
     INPUTS,
     MaskedAttentionBlockSpec,
@@ -19,6 +19,7 @@ from metal_edge.export.masked_attention_block import (
     why_not_fused,
 )
 from metal_edge.export.masked_attention_onnx import REFERENCE_OPS
+from metal_edge.export.operator_node import DOMAIN
 from metal_edge.models.shapes import Shape
 from metal_edge.models.zeroleak import CrossAttentionBlock, allowed_tokens, mask_bias
 

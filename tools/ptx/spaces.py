@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,6 +36,19 @@ class Observer(Protocol):
         """Records a violation by a lane of the batch."""
 
 
+class _Use(NamedTuple):
+    """A kind of access, and what it is blamed for when it races."""
+
+    reads: bool
+    writes: bool
+    race: str
+
+
+_READ = _Use(True, False, "reads what another lane wrote")
+_WRITE = _Use(False, True, "writes what another lane reads or writes")
+_ATOMIC = _Use(True, True, "changes what another lane writes")
+
+
 class Space:
     """What the spaces share. `data` holds bytes; `granule` is the size of the smallest access."""
 
@@ -63,26 +76,23 @@ class Space:
         """Bounds and alignment. Returns places, and which lanes are good where some are not."""
         places, inside = self.locate(lanes, addresses, size)
         good: Array | None = None
+        what = f"{size} bytes of {self.name} memory at"
         if not inside:
             good = places >= 0
-            lane = int(np.argmin(good))
-            self.observer.violate(
-                Kind.BOUNDS,
-                f"{size} bytes of {self.name} memory at {self.describe(int(addresses[lane]))}",
-                instruction,
-                int(lanes.ids[lane]),
-            )
+            first = self.describe(int(addresses[np.argmin(good)]))
+            self._blame(Kind.BOUNDS, f"{what} {first}", instruction, lanes.ids, ~good)
         aligned = (addresses & addresses.dtype.type(size - 1)) == 0
         if not aligned.all():
-            lane = int(np.argmin(aligned))
-            self.observer.violate(
-                Kind.ALIGNMENT,
-                f"{size} bytes of {self.name} memory at address {int(addresses[lane]):#x}",
-                instruction,
-                int(lanes.ids[lane]),
-            )
+            first = f"address {int(addresses[np.argmin(aligned)]):#x}"
+            self._blame(Kind.ALIGNMENT, f"{what} {first}", instruction, lanes.ids, ~aligned)
             good = aligned if good is None else good & aligned
         return places, good
+
+    def _blame(
+        self, kind: Kind, message: str, instruction: Instruction, ids: Array, guilty: Array
+    ) -> None:
+        """Reports a violation by the first guilty lane."""
+        self.observer.violate(kind, message, instruction, int(ids[np.argmax(guilty)]))
 
     def granules(self, places: Array, size: int) -> Array:
         """The granules of `size` bytes at each place, [lanes, granules]."""
@@ -93,32 +103,13 @@ class Space:
         self, lanes: Lanes, places: Array, size: int, instruction: Instruction, strong: bool = False
     ) -> None:
         """Checks a read for races and for bytes that nobody wrote."""
-        if self.shadow is None and self.state is None:
-            return
-        index = self.granules(places, size)
-        if self.state is not None:
-            self._check_state(self.state[index], lanes, instruction, reading=True)
-        if self.shadow is not None:
-            racing = self.shadow.on_read(self.clocks, lanes.ids, index, strong)
-            self._report_race(
-                racing, lanes.ids, index, instruction, "reads what another lane wrote"
-            )
+        self._note(_READ, lanes, places, size, instruction, strong=strong)
 
     def note_write(
         self, lanes: Lanes, places: Array, size: int, instruction: Instruction, strong: bool = False
     ) -> None:
         """Checks a write for races and marks the bytes as initialised."""
-        if self.shadow is None and self.state is None:
-            return
-        index = self.granules(places, size)
-        if self.state is not None:
-            self._check_state(self.state[index], lanes, instruction, reading=False)
-            self.state[index] = INITIALISED
-        if self.shadow is not None:
-            racing = self.shadow.on_write(self.clocks, lanes.ids, index, strong)
-            self._report_race(
-                racing, lanes.ids, index, instruction, "writes what another lane reads or writes"
-            )
+        self._note(_WRITE, lanes, places, size, instruction, strong=strong)
 
     def note_atomic(
         self, lanes: Lanes, places: Array, size: int, instruction: Instruction, order: Array
@@ -127,30 +118,41 @@ class Space:
 
         To the shadow it is a write only: whoever does an atomic after it has seen it.
         """
+        self._note(_ATOMIC, lanes, places, size, instruction, strong=True, order=order)
+
+    def _note(
+        self,
+        use: _Use,
+        lanes: Lanes,
+        places: Array,
+        size: int,
+        instruction: Instruction,
+        *,
+        strong: bool,
+        order: Array | None = None,
+    ) -> None:
         if self.shadow is None and self.state is None:
             return
         index = self.granules(places, size)
         if self.state is not None:
-            self._check_state(self.state[index], lanes, instruction, reading=True)
-            self.state[index] = INITIALISED
+            self._check_state(self.state[index], lanes, instruction, reading=use.reads)
+            if use.writes:
+                self.state[index] = INITIALISED
         if self.shadow is not None:
-            ids, index = lanes.ids[order], index[order]
-            racing = self.shadow.on_write(self.clocks, ids, index, strong=True)
-            self._report_race(racing, ids, index, instruction, "changes what another lane writes")
+            ids = lanes.ids
+            if order is not None:
+                ids, index = ids[order], index[order]
+            note = self.shadow.on_write if use.writes else self.shadow.on_read
+            racing = note(self.clocks, ids, index, strong)
+            if racing is not None:
+                self._report_race(racing, ids, index, instruction, use.race)
 
     def _report_race(
-        self, racing: Array | None, ids: Array, index: Array, instruction: Instruction, what: str
+        self, racing: Array, ids: Array, index: Array, instruction: Instruction, what: str
     ) -> None:
-        if racing is None:
-            return
-        lane = int(np.argmax(racing))
-        place = int(index[lane, 0]) * self.granule
-        self.observer.violate(
-            Kind.RACE,
-            f"{what} without a barrier between ({self.name} memory, {self.place_name(place)})",
-            instruction,
-            int(ids[lane]),
-        )
+        place = self.place_name(int(index[np.argmax(racing), 0]) * self.granule)
+        message = f"{what} without a barrier between ({self.name} memory, {place})"
+        self._blame(Kind.RACE, message, instruction, ids, racing)
 
     def place_name(self, place: int) -> str:
         """A place in `data`, in words."""
@@ -162,21 +164,13 @@ class Space:
         verb = "reads" if reading else "writes"
         flight = (state == IN_FLIGHT).any(axis=1)
         if flight.any():
-            self.observer.violate(
-                Kind.ASYNC,
-                f"{verb} {self.name} memory that a cp.async still fills",
-                instruction,
-                int(lanes.ids[np.argmax(flight)]),
-            )
+            message = f"{verb} {self.name} memory that a cp.async still fills"
+            self._blame(Kind.ASYNC, message, instruction, lanes.ids, flight)
         if reading:
             fresh = (state == UNINITIALISED).any(axis=1)
             if fresh.any():
-                self.observer.violate(
-                    Kind.UNINITIALISED,
-                    f"reads {self.name} memory that nobody wrote",
-                    instruction,
-                    int(lanes.ids[np.argmax(fresh)]),
-                )
+                message = f"reads {self.name} memory that nobody wrote"
+                self._blame(Kind.UNINITIALISED, message, instruction, lanes.ids, fresh)
 
     def read(
         self,
@@ -238,13 +232,8 @@ class Space:
         # values do no harm.
         unequal = np.ascontiguousarray(kept).view(np.uint8) != values.view(np.uint8)
         if unequal.any():
-            lane = int(np.argmax(unequal.any(axis=1)))
-            self.observer.violate(
-                Kind.RACE,
-                f"lanes write different values to one place of {self.name} memory",
-                instruction,
-                int(lanes.ids[lane]),
-            )
+            message = f"lanes write different values to one place of {self.name} memory"
+            self._blame(Kind.RACE, message, instruction, lanes.ids, unequal.any(axis=1))
 
     def _typed(self, dtype: np.dtype[Any]) -> Array:
         return self.data.view(dtype)
@@ -253,6 +242,21 @@ class Space:
         self, ids: Array, places: Array, size: int, instruction: Instruction, *, store: bool
     ) -> None:
         """Adds an access to the statistics, where they are wanted."""
+        if not self.observer.profile:
+            return
+        taken = self.transactions(ids, places, size)
+        if taken is None:
+            return
+        access = self.observer.statistics.accesses.setdefault(
+            instruction.line, statistics.Access(instruction, self.name, store)
+        )
+        access.bytes += size * len(ids)
+        access.transactions += taken[0]
+        access.ideal += taken[1]
+
+    def transactions(self, ids: Array, places: Array, size: int) -> tuple[int, int] | None:
+        """How many an access takes, and the least that carries its bytes; None: not counted."""
+        return None
 
 
 class GlobalSpace(Space):
@@ -291,16 +295,13 @@ class GlobalSpace(Space):
         self, ids: Array, places: Array, size: int, instruction: Instruction, *, store: bool
     ) -> None:
         """See Space."""
-        if not self.observer.profile:
-            return
-        access = self.observer.statistics.accesses.setdefault(
-            instruction.line, statistics.Access(instruction, self.name, store)
-        )
-        touched, ideal = statistics.sectors(ids, places, size)
-        access.bytes += size * len(ids)
-        access.transactions += touched
-        access.ideal += ideal
-        self.touched[store][self.granules(places, size)] = True
+        super().count(ids, places, size, instruction, store=store)
+        if self.observer.profile:
+            self.touched[store][self.granules(places, size)] = True
+
+    def transactions(self, ids: Array, places: Array, size: int) -> tuple[int, int] | None:
+        """See Space."""
+        return statistics.sectors(ids, places, size)
 
 
 class SharedSpace(Space):
@@ -353,19 +354,9 @@ class SharedSpace(Space):
         """See Space."""
         return f"byte {place % self.stride}"
 
-    def count(
-        self, ids: Array, places: Array, size: int, instruction: Instruction, *, store: bool
-    ) -> None:
+    def transactions(self, ids: Array, places: Array, size: int) -> tuple[int, int] | None:
         """See Space."""
-        if not self.observer.profile:
-            return
-        access = self.observer.statistics.accesses.setdefault(
-            instruction.line, statistics.Access(instruction, self.name, store)
-        )
-        passes, ideal = statistics.bank_passes(ids, places % self.stride, size)
-        access.bytes += size * len(ids)
-        access.transactions += passes
-        access.ideal += ideal
+        return statistics.bank_passes(ids, places % self.stride, size)
 
 
 class LocalSpace(Space):

@@ -1,137 +1,25 @@
-"""Reading, failing, hanging, reopening: real threads around sources that do as they are told."""
+"""Frames, requests and the exposures that they get: real threads around a told source."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 from support.broker import wait_until
+from support.told_camera import HARDWARE, MakeTold, Step, Told, ToldCamera, grabbed, numbers
 
 from metal_edge.daemon.cameras import (
     CameraError,
     CameraTimeoutError,
     EarlyFrameError,
-    EndOfStreamError,
     FrameOverflowError,
     TornFrameError,
 )
-from metal_edge.daemon.cameras import reader as camera_reader
 from metal_edge.daemon.cameras.exposures import MAX_GAP
-from metal_edge.daemon.cameras.source import Exposure
-from metal_edge.daemon.cameras.stream import MOST_LEFT_BEHIND, StreamCamera
-from metal_edge.daemon.clock import SystemClock
-from metal_edge.domain import Frame, TimeSource
-from metal_edge.settings import CameraSettings
-
-Step = int | None | Exception | Callable[[], object]
-IMAGE = np.zeros((2, 2, 3), np.uint8)
-
-
-class Told:
-    """A source that takes its steps from a list: a frame number, an error, None for silence, or
-    something to do first. When the list is at its end it is silent."""
-
-    def __init__(self, steps: Iterator[Step], on_request: bool, never_silent: bool) -> None:
-        self.steps = steps
-        self.on_request = on_request
-        self.never_silent = never_silent
-        self.requests = 0
-        self.closed = False
-        self.requested_ns = 0
-        self.earliest_ns: int | None = None
-
-    def request(self) -> None:
-        self.requests += 1
-        self.requested_ns = time.monotonic_ns()
-
-    def read(self, timeout_s: float) -> Exposure | None:
-        if self.on_request and not self.requests:
-            return None
-        step = next(self.steps, None)
-        while callable(step):
-            step()
-            step = next(self.steps, None)
-        if isinstance(step, Exception):
-            raise step
-        if step is None:
-            time.sleep(min(timeout_s, 0.005))  # the camera's own pace
-            return None
-        now_ns = time.monotonic_ns()
-        earliest_ns = self.requested_ns if self.on_request else self.earliest_ns or now_ns
-        seq = step if step >= 0 else None
-        return Exposure(IMAGE, now_ns, earliest_ns, TimeSource.CAMERA, seq)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class ToldCamera(StreamCamera):
-    """One list of steps per connection, or an error instead; the last one again and again."""
-
-    def __init__(
-        self,
-        *connections: Iterable[Step] | Exception,
-        on_request: bool = False,
-        never_silent: bool = False,
-        **settings: Any,
-    ) -> None:
-        given = {"kind": "told", "timeout_s": 0.2, "mode": "latest", **settings}
-        super().__init__(CameraSettings(**given), SystemClock())
-        self.connections = connections
-        self.kind = (on_request, never_silent)
-        self.sources: list[Told] = []
-        self.tries: list[int] = []
-
-    def connect(self) -> Told:
-        place = min(len(self.tries), len(self.connections) - 1)
-        self.tries.append(time.monotonic_ns())
-        steps = self.connections[place]
-        if isinstance(steps, Exception):
-            raise steps
-        self.sources.append(Told(iter(steps), *self.kind))
-        return self.sources[-1]
-
-
-@pytest.fixture
-def told(request: pytest.FixtureRequest) -> Callable[..., ToldCamera]:
-    def make(*connections: Iterable[Step] | Exception, **more: Any) -> ToldCamera:
-        camera = ToldCamera(*connections, **more)
-        request.addfinalizer(camera.close)
-        camera.open()
-        return camera
-
-    return make
-
-
-MakeTold = Callable[..., ToldCamera]
-
-
-def grabbed(camera: StreamCamera, count: int) -> list[Frame | type[CameraError]]:
-    """Frames and kinds of errors, silence left out."""
-    out: list[Frame | type[CameraError]] = []
-
-    def one() -> bool:
-        try:
-            out.append(camera.grab(1))
-        except CameraTimeoutError:
-            return False
-        except CameraError as error:
-            out.append(type(error))
-        return len(out) == count
-
-    wait_until(one, f"{count} frames or errors")
-    return out
-
-
-def numbers(items: list[Frame | type[CameraError]]) -> list[Any]:
-    return [item.seq if isinstance(item, Frame) else item for item in items]
-
-
-HARDWARE = {"mode": "hardware", "trigger_source": "Line1"}
+from metal_edge.domain import Frame
 
 
 def test_hardware_mode_yields_every_exposure_with_the_gaps_of_the_cameras_counter(
@@ -208,9 +96,7 @@ def test_one_exposure_per_request_and_none_unasked(told: MakeTold) -> None:
         assert camera.sources[0].requests == seq
 
 
-def test_the_frame_of_a_trigger_that_was_given_up_is_not_taken_for_the_next(
-    told: MakeTold,
-) -> None:
+def test_the_frame_of_a_trigger_that_was_given_up_is_not_taken_for_the_next(told: MakeTold) -> None:
     """The first frame comes after the second trigger; the reader still knows whose it is."""
     late = threading.Event()
     camera = told([lambda: late.wait(10), 1, 2], on_request=True, mode="triggered", timeout_s=5)
@@ -291,169 +177,3 @@ def test_a_request_without_an_exposure_opens_the_camera_anew(told: MakeTold) -> 
     assert camera.sources[0].closed
     camera.trigger(None)
     assert camera.grab(5).seq == 1
-
-
-def test_silence_is_a_failure_only_of_a_camera_that_never_is(told: MakeTold) -> None:
-    chatty = told([1], never_silent=True)
-    quiet = told([1], **HARDWARE)
-    wait_until(lambda: len(chatty.tries) >= 3, "reopening")
-    assert len(quiet.tries) == 1
-
-
-def test_the_error_behind_the_silence_is_named(told: MakeTold) -> None:
-    camera = told([CameraError("the cable is out", "push it in")], CameraError("still out"))
-    wait_until(lambda: len(camera.tries) > 1, "a second try")
-    with pytest.raises(CameraTimeoutError, match=r"no frame in time \(still out\)"):
-        camera.grab(0.01)
-
-
-def test_tries_slow_down_with_jitter_and_never_stop() -> None:
-    class Dice:
-        """Shows what it was asked for."""
-
-        def __init__(self) -> None:
-            self.asked: list[tuple[float, float]] = []
-
-        def uniform(self, low: float, high: float) -> float:
-            self.asked.append((low, high))
-            return 0.01
-
-    camera = ToldCamera([CameraError("first")], CameraError("gone"))
-    dice = Dice()
-    camera._dice = dice  # type: ignore[assignment]
-    camera.open()
-    wait_until(lambda: len(camera.tries) > 8, "tries")
-    camera.close()
-    gaps_s = [(b - a) / 1e7 for a, b in zip(camera.tries, camera.tries[1:], strict=False)]
-    # The dice make each delay a hundredth; what is measured is never less than that.
-    least = [0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0]
-    assert all(gap > wanted * 0.99 for gap, wanted in zip(gaps_s, least, strict=False))
-    assert set(dice.asked) == {camera_reader.JITTER}
-    low, high = camera_reader.JITTER
-    assert low < 1 < high and camera_reader.REOPEN_LONGEST_S * high + 2.5 < 5
-
-
-def test_a_bug_in_a_driver_is_logged_and_survived(
-    told: MakeTold, caplog: pytest.LogCaptureFixture
-) -> None:
-    camera = told([1, ZeroDivisionError("oops")], [2])
-    wait_until(lambda: len(camera.sources) == 2, "a second connection")
-    assert grabbed(camera, 1)
-    assert "ZeroDivisionError: oops" in caplog.text
-    assert camera.sources[0].closed
-
-
-def test_open_tells_what_the_first_try_found() -> None:
-    camera = ToldCamera(CameraError("no such camera", "plug it in"))
-    with pytest.raises(CameraError, match="no such camera: plug it in"):
-        camera.open()
-    assert camera.tries and threading.active_count() < 20
-    with pytest.raises(CameraError, match="not open"):
-        camera.grab(0)
-
-
-def test_a_connection_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metal_edge.daemon.cameras.stream.OPEN_TIMEOUT_S", -0.3)
-    let_go = threading.Event()
-
-    class Hanging(ToldCamera):
-        def connect(self) -> Told:
-            let_go.wait(30)
-            return super().connect()
-
-    camera = Hanging([1])
-    began = time.monotonic()
-    with pytest.raises(CameraError, match="did not answer"):
-        camera.open()
-    assert time.monotonic() - began < 5
-    let_go.set()
-    wait_until(lambda: bool(camera.sources) and camera.sources[0].closed, "its late connection")
-
-
-def test_a_read_that_never_returns_gets_a_new_thread_so_many_times(
-    told: MakeTold, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(camera_reader, "HANGS_AFTER_S", 0.0)
-    for_ever = threading.Event()
-    stuck: list[Step] = [lambda: for_ever.wait(60), 99]
-    camera = told(stuck, stuck, [5], timeout_s=0.05)
-    assert grabbed(camera, 1)
-    assert len(camera.tries) == 3
-    # What the left-behind threads find out later reaches nobody.
-    for_ever.set()
-    wait_until(lambda: all(source.closed for source in camera.sources[:2]), "their end")
-    with pytest.raises(CameraTimeoutError):
-        camera.grab(0.01)
-
-    for_ever.clear()
-    hopeless = told(stuck, timeout_s=0.01)
-    wait_until(lambda: _silent(hopeless) and len(hopeless.tries) > MOST_LEFT_BEHIND, "all tries")
-    for _ in range(5):
-        assert _silent(hopeless)
-    assert len(hopeless.tries) == MOST_LEFT_BEHIND + 1
-    assert caplog.text.count("again and again") == 1
-    for_ever.set()
-
-
-def _silent(camera: StreamCamera) -> bool:
-    with pytest.raises(CameraTimeoutError):
-        camera.grab(0.03)
-    return True
-
-
-def test_the_deciding_thread_never_waits_for_the_driver(told: MakeTold) -> None:
-    for_ever = threading.Event()
-    camera = told([lambda: for_ever.wait(60)], on_request=True, mode="triggered")
-    camera.trigger(None)
-    began = time.monotonic()
-    camera.trigger(None)
-    with pytest.raises(CameraTimeoutError):
-        camera.grab(0.1)
-    camera.close()
-    assert time.monotonic() - began < 5
-    for_ever.set()
-
-
-def test_the_end_of_a_file(told: MakeTold) -> None:
-    camera = told([1, EndOfStreamError("end", "loop")])
-    wait_until(lambda: camera._reader is not None and camera._reader.join(0), "its thread's end")
-    assert camera.grab(0).seq == 1
-    with pytest.raises(EndOfStreamError):
-        camera.grab(0)
-    triggered = told([EndOfStreamError("end", "loop")], mode="triggered")
-    with pytest.raises(CameraTimeoutError, match="no more images"):
-        triggered.grab(5)
-
-
-def test_a_file_without_a_frame_does_not_turn_in_circles(told: MakeTold) -> None:
-    camera = told([EndOfStreamError("end")], loop=True)
-    wait_until(lambda: len(camera.tries) >= 3, "three rounds")
-    assert camera.tries[2] - camera.tries[0] > 0.1e9
-
-
-def test_errors_that_are_kept_hold_nothing_of_the_driver(told: MakeTold) -> None:
-    """A traceback holds every local variable: the camera would stay busy for the next try."""
-    camera = told(
-        [TornFrameError("half", "", 1), CameraError("gone")], CameraError("gone"), **HARDWARE
-    )
-    with pytest.raises(TornFrameError) as torn:
-        camera.grab(1)
-    frames = torn.traceback
-    assert not any("camera_reader" in str(entry.path) for entry in frames)
-    wait_until(lambda: len(camera.tries) > 1, "a second try")
-    error = camera._reader.last_error if camera._reader else None
-    assert error is not None and error.__traceback__ is None and error.__cause__ is None
-
-
-def test_fifty_reopenings_leave_no_thread_behind(told: MakeTold) -> None:
-    before = threading.active_count()
-    camera = told([1, CameraError("again")])
-    camera._dice.uniform = lambda low, high: 0.001  # type: ignore[method-assign]
-    wait_until(lambda: len(camera.tries) > 50, "fifty reopenings")
-    assert threading.active_count() == before + 1
-    assert all(source.closed for source in camera.sources[:50])
-    for _ in range(50):
-        camera.close()
-        camera.open()
-    camera.close()
-    assert threading.active_count() == before

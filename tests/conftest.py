@@ -1,5 +1,5 @@
-"""Lies here so that pytest puts `tests/` on the path (test modules import `support.*`), and keeps
-`pytest tests` from what has a make target of its own.
+"""Lies here so that pytest puts `tests/` on the path (test modules import `support.*`), keeps
+`pytest tests` from what has a make target of its own, and lets properties take their time.
 """
 
 from __future__ import annotations
@@ -7,6 +7,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no defect of what is tested.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 HERE = Path(__file__).parent
 # Collected only when asked for by path: 100 MB of proprietary wheels; compilers and interpreters; a

@@ -41,7 +41,7 @@ def sides(split: GoodSplit) -> list[set[str]]:
     return [{split.sha256[s] for s in side} for side in (split.train, split.val, split.calibration)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     contents=st.lists(st.integers(0, 60), min_size=5, max_size=40).filter(
         lambda c: len(set(c)) >= MIN_DISTINCT

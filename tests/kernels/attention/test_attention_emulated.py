@@ -10,7 +10,7 @@ from support.attention_cases import TYPES, Case, assert_close, cases, make_case
 from metal_edge.export.masked_attention import Fill
 from tools.kernels.attention import HostLibrary, run_host
 
-FIXED = settings(derandomize=True, deadline=None, max_examples=150)
+FIXED = settings(derandomize=True, max_examples=150)
 FEW = settings(FIXED, max_examples=25)
 
 

@@ -118,7 +118,7 @@ def test_who_takes_what(
     assert plan.shared_bytes <= SMALLEST_SHARED
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(data=st.data(), queries=st.integers(1, 300), keys=st.integers(1, 4096))
 def test_tiles_are_those_that_a_mask_reaches(
     library: HostLibrary, data: st.DataObject, queries: int, keys: int

@@ -22,10 +22,8 @@ from support.fused_blocks import (
 from metal_edge.export.masked_attention_block import plain, reference
 from tools.kernels.block import Block, Case
 
-# Emulated on one core: no deadline means anything.
-slow = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+# Emulated on one core.
+slow = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ZEROLEAK = {"heads": 4, "head_dim": 64, "queries": 64, "keys": 72}  # metal's, 8 x 8 squares, rows
 
 

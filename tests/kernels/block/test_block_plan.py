@@ -51,7 +51,7 @@ def test_what_no_kernel_takes_is_refused_with_its_value(
     heads=st.integers(1, 20),
     head_dim=st.sampled_from((8, 16, 24, 32, 48, 64, 80, 128)),
 )
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_surgery_refuses_what_the_launcher_refuses(
     block: Block, keys: int, heads: int, head_dim: int
 ) -> None:

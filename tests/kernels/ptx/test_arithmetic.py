@@ -15,7 +15,7 @@ from support.ptx_values import extreme_pairs, lanes
 
 INTEGERS = ["s16", "u16", "s32", "u32", "s64", "u64"]
 FLOATS = ["f16", "f32", "f64"]
-FEW = settings(max_examples=12, deadline=None)
+FEW = settings(max_examples=12)
 
 
 def wrap(value: int, dtype: type) -> int:

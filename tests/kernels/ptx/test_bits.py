@@ -11,7 +11,7 @@ from support.exact import same
 from support.ptx_text import DTYPES, apply
 from support.ptx_values import LANES, lanes
 
-FEW = settings(max_examples=12, deadline=None)
+FEW = settings(max_examples=12)
 # Shift amounts and field bounds: mostly small, sometimes beyond the width.
 AMOUNTS = hnp.arrays(
     np.uint32, LANES, elements=st.one_of(st.integers(0, 70), st.integers(0, 2**32 - 1))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.ptx_text import run
 
-FEW = settings(max_examples=10, deadline=None)
+FEW = settings(max_examples=10)
 STORE = "mul.wide.u32 %rd0, %tid, 4; add.s64 %rd0, %rd0, %p0; st.global.u32 [%rd0], %r1;"
 
 
@@ -168,7 +168,7 @@ def test_mma_of_halves(depth: int, seed: int) -> None:
 @pytest.mark.parametrize("depth", [16, 32])
 @pytest.mark.parametrize("types", ["s8.s8", "u8.s8", "u8.u8"])
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 def test_mma_of_bytes_is_exact(depth: int, types: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     first, second = (np.int8 if name == "s8" else np.uint8 for name in types.split("."))

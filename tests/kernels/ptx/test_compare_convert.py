@@ -13,7 +13,7 @@ from support.exact import nearest, same
 from support.ptx_text import DTYPES, apply
 from support.ptx_values import lanes
 
-FEW = settings(max_examples=12, deadline=None)
+FEW = settings(max_examples=12)
 ORDERED = {
     "eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "lt": lambda a, b: a < b,
     "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
@@ -77,7 +77,7 @@ def test_selections(a: np.ndarray, b: np.ndarray) -> None:
 @pytest.mark.parametrize("source", ["f16", "f32", "f64"])
 @pytest.mark.parametrize("target", ["s8", "u8", "s16", "u16", "s32", "u32", "s64", "u64"])
 @given(data=st.data())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_floats_to_integers_round_and_clamp(source: str, target: str, data: st.DataObject) -> None:
     a = data.draw(lanes(source))
     info = np.iinfo(DTYPES[target])
@@ -100,7 +100,7 @@ def test_floats_to_integers_round_and_clamp(source: str, target: str, data: st.D
 @pytest.mark.parametrize("target", ["f16", "f32", "f64"])
 @pytest.mark.parametrize("source", ["s8", "u8", "s16", "u16", "s32", "u32", "s64", "u64"])
 @given(data=st.data())
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_integers_to_floats_round_to_even(source: str, target: str, data: st.DataObject) -> None:
     a = data.draw(lanes(source))
     wanted = [nearest(Fraction(x), DTYPES[target]) for x in a.tolist()]

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from support.gate_events import MS, SETTINGS, decision, heartbeat, raw, state
@@ -223,15 +223,10 @@ class AnySequence(RuleBasedStateMachine):
 
 
 TestAnySequence = AnySequence.TestCase
-TestAnySequence.settings = settings(
-    max_examples=100,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],  # a busy machine is no defect of the gate
-)
+TestAnySequence.settings = settings(max_examples=100, stateful_step_count=30)
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600)
 @given(st.lists(EVENTS, min_size=1, max_size=4))
 def test_whatever_befalls_a_part_on_a_ready_line(events: list[tuple[str, Any]]) -> None:
     AnySequence().a_part_on_a_ready_line(events)

@@ -60,7 +60,7 @@ def test_the_picture_does_not_depend_on_opencv_threads() -> None:
     assert np.array_equal(single, several)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=seeds, index=indexes, defect=kinds)
 def test_a_defect_changes_its_mask_and_nothing_else(seed: int, index: int, defect: str) -> None:
     good, bad = render_part(seed, index), render_part(seed, index, defect)
@@ -75,7 +75,7 @@ def test_a_defect_changes_its_mask_and_nothing_else(seed: int, index: int, defec
     assert moved.mean() > 0.95
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=seeds, index=indexes, defect=kinds)
 @example(seed=5, index=202, defect="dent")  # hid beside the hub step on its first draw
 def test_even_a_mild_defect_shows_at_model_resolution(seed: int, index: int, defect: str) -> None:
@@ -88,7 +88,7 @@ def test_even_a_mild_defect_shows_at_model_resolution(seed: int, index: int, def
     assert np.sort(change, axis=None)[-6:].mean() > VISIBLE_LEVELS[defect] - 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=seeds, index=indexes)
 def test_a_good_part_stands_between_the_rails(seed: int, index: int) -> None:
     image = render_part(seed, index).image

@@ -221,7 +221,7 @@ def test_ties_count_half_and_a_constant_map_is_chance() -> None:
     assert curves.aupro(0.3) == pytest.approx(0.15)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_pixel_laws(seed: int) -> None:
     images = random_images(seed, count=3)
@@ -243,7 +243,7 @@ def test_pixel_laws(seed: int) -> None:
         assert getattr(bent, area)(0.3) == pytest.approx(getattr(curves, area)(0.3), abs=allowed)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.permutations(range(5)), st.integers(0, 5))
 def test_order_and_grouping_do_not_matter(seed: int, order: list[int], cut: int) -> None:
     images = random_images(seed)

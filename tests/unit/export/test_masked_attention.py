@@ -126,7 +126,7 @@ def test_senseless_attributes_are_refused(change: dict[str, Any], words: str) ->
         MaskedAttentionSpec.from_attributes(found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), fill=st.sampled_from(Fill))
 def test_it_is_torchs_attention(seed: int, fill: Fill) -> None:
     rng = np.random.default_rng(seed)

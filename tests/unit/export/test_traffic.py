@@ -96,7 +96,7 @@ def convolution(path: Path, channels: int, kernel: int, *, quantized: bool = Fal
     return build(path, nodes, constants)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(channels=st.integers(1, 9), kernel=st.sampled_from([1, 3, 5]))
 def test_a_convolution_by_hand(
     tmp_path_factory: pytest.TempPathFactory, channels: int, kernel: int

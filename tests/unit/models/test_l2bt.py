@@ -129,7 +129,7 @@ def test_the_map_is_the_product_of_the_distances(model: L2BT) -> None:
     np.testing.assert_allclose(got.numpy().reshape(16), expected, rtol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), a=st.floats(0.1, 50), b=st.floats(0.1, 50))
 def test_loss_and_map_do_not_depend_on_the_features_length(
     model: L2BT, seed: int, a: float, b: float

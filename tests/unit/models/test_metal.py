@@ -33,7 +33,7 @@ def test_parameter_counts_are_those_of_table_6(blocks: int, parameters: int) -> 
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(grid=st.integers(2, 5), patch=st.integers(6, 9), seed=st.integers(0, 99))
 def test_cutting_and_pasting_is_a_round_trip(grid: int, patch: int, seed: int) -> None:
     model = Metal(small(image_size=grid * patch, patch_size=patch))

@@ -259,7 +259,7 @@ def test_the_deployed_features_network_hides_a_token_and_its_neighbourhood() -> 
     assert not unchanged_by_noise(rebuild, tokens, ~seen).any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     grid=st.integers(1, 6),
     shapes=st.lists(st.sampled_from(Shape), min_size=1, max_size=3, unique=True),
@@ -290,7 +290,7 @@ def _firsts(grid: int, shapes: list[Shape]) -> list[tuple[Shape, NDArray[np.int6
     return [(shape, first[shape]) for shape in shapes]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), spread=st.floats(0, 4900))
 def test_a_masked_weight_is_exactly_zero_whatever_the_scores(seed: int, spread: float) -> None:
     generator = torch.Generator().manual_seed(seed)

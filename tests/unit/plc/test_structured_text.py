@@ -211,7 +211,7 @@ EVENTS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(EVENTS, max_size=60))
 def test_the_gate_block_does_what_the_simulator_does(events: list[tuple[Any, ...]]) -> None:
     both = Both()
@@ -303,7 +303,7 @@ LINE_EVENTS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(LINE_EVENTS, max_size=60),
     st.sampled_from([None, 0, 1000]),

@@ -52,7 +52,7 @@ def test_every_frame_counts_whatever_the_order(pictures: NDArray[np.uint8]) -> N
         assert brighter["hidden"].high < forwards["hidden"].high
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.floats(-3, 3), st.floats(1e-3, 1e3))
 def test_narrower_methods_stay_within_minmax_and_hold_zero(
     seed: int, centre: float, size: float

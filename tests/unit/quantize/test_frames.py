@@ -20,7 +20,7 @@ from metal_edge.quantize.frames import (
 from metal_edge.quantize.record import FrameRecord, calibration_record, write_record
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 60), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_each_frame_once_extremes_included_order_irrelevant(
     total: int, count: int, seed: int

@@ -28,7 +28,7 @@ def run(model: onnx.ModelProto, image: NDArray[np.uint8]) -> NDArray[np.float32]
     return np.asarray(session.run(["anomaly_map"], {"image": image[None]})[0]).ravel()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0.1, 100), st.integers(1, 255))
 def test_fp16_rounds_weights_inputs_and_outputs_of_layers(gain: float, level: int) -> None:
     """One grey level everywhere: every product and rounding can be done by hand."""

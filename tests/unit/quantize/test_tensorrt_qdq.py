@@ -98,7 +98,7 @@ def test_it_says_what_fp32_says(
             assert got.anomaly_map == pytest.approx(expected.anomaly_map, abs=0.02 * gain + 1e-3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     steps=st.lists(st.integers(-127, 127), min_size=8, max_size=8),
     exponents=st.lists(st.floats(-30, -1), min_size=4, max_size=4),

@@ -23,7 +23,7 @@ from metal_edge.runtime.shared import Engines, FairLock
 LINES = 5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.one_of(st.just("done"), st.integers(0, LINES - 1)), max_size=30))
 def test_nobody_waits_for_more_than_one_turn_of_each_other(steps: list[str | int]) -> None:
     """Lines ask in any order and let go; real threads, one step at a time.

@@ -32,7 +32,7 @@ def session(cuda: FakeCuda, engine: FakeEngine) -> list[float]:
     return scores
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batches=st.lists(st.integers(0, 8), min_size=1, max_size=5), largest=st.integers(1, 4))
 def test_any_batches_give_what_their_images_give(batches: list[int], largest: int) -> None:
     cuda = FakeCuda()

@@ -83,7 +83,7 @@ def test_the_mean_score_is_the_mean_of_the_map(
     torch.testing.assert_close(score, anomaly_map.mean(dim=(1, 2)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     distinct=st.integers(1, 30),
     copies=st.integers(1, 3),
@@ -102,7 +102,7 @@ def test_the_coreset_chooses_no_token_twice(
     assert chosen.max() < len(points)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), count=st.integers(2, 40))
 def test_the_coreset_covers_within_twice_the_optimum(seed: int, count: int) -> None:
     """Of any choice, so of the best of twenty random ones (Gonzalez 1985)."""

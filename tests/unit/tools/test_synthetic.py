@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tools.synthetic import Fill, Head, blob, damaged
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), fill=st.sampled_from(Fill))
 def test_only_the_mask_is_changed_and_the_picture_stays_a_picture(seed: int, fill: Fill) -> None:
     noise = np.random.default_rng(seed)
@@ -25,7 +25,7 @@ def test_only_the_mask_is_changed_and_the_picture_stays_a_picture(seed: int, fil
         assert (made[mask] != image[mask]).any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_blob_is_small(seed: int) -> None:
     assert blob(64, np.random.default_rng(seed)).mean() < 0.35

@@ -54,7 +54,7 @@ class Story:
             rig.command(step)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(STEPS, st.booleans())
 def test_each_id_gets_exactly_one_verdict(steps: list[tuple[str, int]], abrupt: bool) -> None:
     rig = Rig(decision={"trigger_queue": CAPACITY, "deadline_ms": 20_000})

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support.broker import wait_until
@@ -303,7 +303,6 @@ def test_a_frame_comes_back_bit_for_bit() -> None:
         elements=st.floats(-1e6, 1e6, width=32),
     )
 )
-@settings(deadline=None)
 def test_a_map_comes_back_within_half_a_level(values: np.ndarray) -> None:
     data = encode_map(values)
     assert data is not None

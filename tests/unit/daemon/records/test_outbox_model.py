@@ -105,7 +105,7 @@ class Model:
 
 
 @given(steps=STEPS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_at_least_once_whatever_happens(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch_session: None,

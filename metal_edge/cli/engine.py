@@ -167,7 +167,11 @@ def _plan_with_progress(source: Bundle, options: PlanOptions) -> Plan:
 def _attention(build: Mapping[str, Any]) -> str:
     """Which one the plan holds, and what the others would have taken."""
     asked = "as asked" if build["asked"] in {"native", "plugin"} else "chosen by auto"
-    medians = ", ".join(f"{name} {ms:.3g} ms" for name, ms in build.get("medians_ms", {}).items())
+    medians = ", ".join(
+        f"{one['attention']} {one['median_ms']:.3g} ms"
+        for one in build.get("candidates", ())
+        if one["correct"]
+    )
     return f"{build['attention']}, {asked}" + (
         f" (median of a frame: {medians})" if medians else ""
     )

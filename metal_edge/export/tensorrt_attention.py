@@ -1,16 +1,14 @@
 """Whose attention a plan holds: TensorRT's own fusion, or our plugin's.
 
 Which is faster depends on the device, the model and TensorRT's version, so it is measured there:
-every variant is built, must give the golden images' scores, and is timed in turn with the others.
+every variant is built, must give the golden images' scores, and is timed in turn with the others,
+each in processes of its own: what crashes, hangs or poisons its CUDA context is out, alone.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -20,18 +18,16 @@ import numpy as np
 from metal_edge.bundle import Bundle
 from metal_edge.errors import MetalEdgeError, UnavailableError
 from metal_edge.export.tensorrt_builder import BuildLog, BuildOptions, build_plan
-from metal_edge.runtime.base import Runner
-from metal_edge.runtime.cuda_memory import open_cuda
-from metal_edge.runtime.load import check_golden, read_golden_image
+from metal_edge.export.tensorrt_children import run_job
+from metal_edge.export.tensorrt_trial import Job
 from metal_edge.runtime.plan_cache import NATIVE
 from metal_edge.runtime.plugin import load_plugin
-from metal_edge.runtime.tensorrt_engine import TensorRtEngine
-from metal_edge.runtime.tensorrt_runner import TensorRtRunner
-from metal_edge.runtime.timing import take_turns
 
 Attention = Literal["auto", "plugin", "native"]
+Launch = Callable[[Job, BuildLog], dict[str, Any]]
 PLUGIN = "plugin"
-TURNS = 200
+# Timed frames of a candidate: two processes, the second in the opposite order.
+ROUNDS, FRAMES = 2, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +53,35 @@ class Chosen:
     notes: dict[str, Any]
 
 
+@dataclass(slots=True)
+class Candidate:
+    """A variant on its way: its plan, what its processes found, or why it is out."""
+
+    variant: Variant
+    plan: Path
+    failure: MetalEdgeError | None = None
+    found: dict[str, Any] = field(default_factory=dict)
+    times_ms: list[float] = field(default_factory=list)
+
+    @property
+    def median_ms(self) -> float:
+        """Of a frame, copies included."""
+        return float(np.median(self.times_ms))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        name = self.variant.name
+        if self.failure is not None:
+            return {"attention": name, "correct": False, "why": self.failure.what}
+        return {
+            "attention": name,
+            "correct": True,
+            "median_ms": round(self.median_ms, 4),
+            "frames": len(self.times_ms),
+            **self.found,
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class Chooser:
     """Builds plans of one bundle and keeps the best.
@@ -66,7 +91,7 @@ class Chooser:
         bundle: its graph has native attention; its golden images decide what is correct.
         options, log: see `build_plan`.
         say: told in one line what is not used, and why.
-        seconds: a clock.
+        launch: does a job in a process of its own.
     """
 
     trt: Any
@@ -74,7 +99,7 @@ class Chooser:
     options: BuildOptions
     log: BuildLog
     say: Callable[[str], None]
-    seconds: Callable[[], float] = time.perf_counter
+    launch: Launch = run_job
 
     def build(self, wanted: Attention) -> Chosen:
         """The plan with the attention that was asked for; `auto` takes the fastest correct one.
@@ -97,63 +122,70 @@ class Chooser:
                 return self._only(native, {"without_plugin": error.what})
             if wanted == "auto":
                 variants = [native, *variants]
-            return self._best(variants)
+            return self._best(variants, Path(folder))
 
     def _only(self, variant: Variant, notes: Mapping[str, Any] | None = None) -> Chosen:
         """Its golden images are checked when the bundle is written."""
-        return Chosen(self._plan(variant), {"attention": variant.name, **(notes or {})})
+        self._announce(variant)
+        content = build_plan(self.trt, variant.model, self.options, self.log)
+        return Chosen(content, {"attention": variant.name, **(notes or {})})
 
-    def _plan(self, variant: Variant) -> bytes:
+    def _announce(self, variant: Variant) -> None:
         self.log.note("INFO", f"attention: {variant.name}")
-        return build_plan(self.trt, variant.model, self.options, self.log)
 
-    def _best(self, variants: list[Variant]) -> Chosen:
-        plans: dict[str, bytes] = {}
-        failures: dict[str, MetalEdgeError] = {}
-        with ExitStack() as stack:
-            runners: dict[str, Runner] = {}
-            for variant in variants:
-                try:
-                    plans[variant.name] = self._plan(variant)
-                    runner = stack.enter_context(self._runner(variant, plans[variant.name]))
-                    check_golden(self.bundle, runner)
-                except MetalEdgeError as error:
-                    failures[variant.name] = error
-                    self.say(f"attention {variant.name} is out: {error.what}")
-                else:
-                    runners[variant.name] = runner
-            if not runners:
-                raise failures[variants[0].name]
-            medians = self._medians(runners) if len(runners) > 1 else {}
-        best = min(runners, key=lambda name: medians.get(name, 0.0))
-        notes = next(variant.notes for variant in variants if variant.name == best)
-        return Chosen(
-            plans[best],
-            {
-                "attention": best,
-                "medians_ms": {name: round(ms, 4) for name, ms in medians.items()},
-                "out": {name: error.what for name, error in failures.items()},
-                **notes,
-            },
+    def _best(self, variants: list[Variant], folder: Path) -> Chosen:
+        """Every step of every candidate has a process of its own, which may die of it."""
+        candidates = [Candidate(v, folder / f"{n}.plan") for n, v in enumerate(variants)]
+        for candidate in candidates:
+            self._announce(candidate.variant)
+            self._step(candidate, "build")
+        self._compare(candidates)
+        failures = [c.failure for c in candidates if c.failure is not None]
+        if len(failures) == len(candidates):
+            raise failures[0]
+        best = min((c for c in candidates if c.failure is None), key=lambda c: c.median_ms)
+        notes = {
+            "attention": best.variant.name,
+            "candidates": [candidate.as_dict() for candidate in candidates],
+            **best.variant.notes,
+        }
+        return Chosen(best.plan.read_bytes(), notes)
+
+    def _compare(self, candidates: Sequence[Candidate]) -> None:
+        """Golden images and times, there and back again, so that a drift meets all alike."""
+        for turn in range(ROUNDS):
+            left = [c for c in candidates if c.failure is None]
+            if turn and len(left) < 2:  # nothing to compare any more
+                return
+            names = ", ".join(c.variant.name for c in left)
+            if left and not turn:
+                self.say(f"timing {names}: {ROUNDS} times {FRAMES} frames each, in turn ...")
+            for candidate in left if turn % 2 == 0 else reversed(left):
+                self._step(candidate, "prove")
+
+    def _step(self, candidate: Candidate, step: Literal["build", "prove"]) -> None:
+        variant = candidate.variant
+        job = Job(
+            step=step,
+            name=variant.name,
+            plugin=variant.name != NATIVE,
+            model=variant.model,
+            plan=candidate.plan,
+            bundle=self.bundle.path,
+            workspace_mib=self.options.workspace_mib,
+            timing_cache=self.options.timing_cache,
+            frames=FRAMES,
         )
-
-    def _runner(self, variant: Variant, plan: bytes) -> TensorRtRunner:
-        what = f"the plan with attention {variant.name}"
-        with ExitStack() as undo:
-            cuda = open_cuda()
-            undo.callback(cuda.close)
-            with cuda.current():
-                engine = TensorRtEngine(self.trt, plan, what)
-            undo.pop_all()  # from here on the runner closes both
-        return TensorRtRunner(engine, cuda, what)
-
-    def _medians(self, runners: Mapping[str, Runner]) -> dict[str, float]:
-        """Milliseconds per frame, copies included, of runners that take turns."""
-        frame = read_golden_image(self.bundle, self.bundle.golden.images[0].file)[None]
-        calls = [partial(runner.run, frame) for runner in runners.values()]
-        self.say(f"timing {', '.join(runners)}: {TURNS} frames each, in turn ...")
-        times = take_turns(calls, TURNS, self.seconds)
-        return dict(zip(runners, np.median(times, axis=0).tolist(), strict=True))
+        try:
+            found = self.launch(job, self.log)
+        except MetalEdgeError as error:
+            candidate.failure = error
+            self.log.note("ERROR", f"attention {variant.name} is out: {error.what}")
+            self.say(f"attention {variant.name} is out: {error.what}")
+            return
+        if step == "prove":
+            candidate.times_ms += found.pop("ms")
+            candidate.found = found
 
 
 def plugin_variants(trt: Any, model: Path, folder: Path) -> list[Variant]:

@@ -74,7 +74,12 @@ class BuildLog:
         """A step is done; False asks TensorRT to stop."""
         if name in self._steps:
             self._tell(name, step + 1)
-        return self._failure is None and not self._stop()
+        return not self.stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the build shall end: somebody wishes so, or `report` failed."""
+        return self._failure is not None or self._stop()
 
     def finish(self) -> None:
         """Raises what the build could not: a failure of `report`, or KeyboardInterrupt."""

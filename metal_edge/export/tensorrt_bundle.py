@@ -9,7 +9,6 @@ is only written when its golden images, whose scores ONNX Runtime gave, pass on 
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from metal_edge.bundle import Bundle, write_manifest
 from metal_edge.errors import BundleError, MetalEdgeError, OutputError, UnavailableError
 from metal_edge.export.tensorrt_attention import Attention, Chooser
 from metal_edge.export.tensorrt_builder import BuildLog, BuildOptions
+from metal_edge.export.tensorrt_children import run_job
 from metal_edge.files import write_folder, write_text
 from metal_edge.runtime.cuda_memory import open_cuda
 from metal_edge.runtime.load import GoldenResult, check_golden, load_runner
@@ -57,7 +57,6 @@ def ensure_plan(
     clock: Callable[[], datetime],
     *,
     attention: Attention = "auto",
-    seconds: Callable[[], float] = time.perf_counter,
 ) -> Plan:
     """The plan of this bundle for this GPU and TensorRT version, built unless it is there intact.
 
@@ -67,7 +66,6 @@ def ensure_plan(
         say: told what is done, and why.
         clock: of the day.
         attention: what was asked for; a plan that was built for another wish is built anew.
-        seconds: the clock that attentions are compared by.
 
     Raises:
         UnavailableError: TensorRT, the GPU or a plugin that was asked for cannot be used, or
@@ -94,7 +92,7 @@ def ensure_plan(
         stack.enter_context(cuda.current())
         file = options.timing_cache or timing_cache_path(roots[0], key)
         options = replace(options, timing_cache=file)
-        chooser = Chooser(trt, bundle, options, log, say, seconds)
+        chooser = Chooser(trt, bundle, options, log, say, run_job)
         _build(chooser, key, roots[0], attention=attention, clock=clock)
         return Plan(read_plan(roots, key), fresh=True)
 

@@ -25,7 +25,7 @@ class Engine:
 
     Attributes:
         plan: what `build-engine --json` says of the plan: bytes, seconds, whose attention it has,
-            and every attention's median, `medians_ms`.
+            and of every attention that was tried its median or why it is out, `candidates`.
     """
 
     precision: str
@@ -106,19 +106,21 @@ def _attention(engines: Sequence[Engine]) -> list[str]:
     plans = [(engine.precision, engine.plan) for engine in engines if engine.plan.get("attention")]
     if not plans:
         return []
-    names = sorted({name for _, plan in plans for name in plan.get("medians_ms", {})})
+    tried = {precision: _tried(plan) for precision, plan in plans}
+    names = sorted({name for found in tried.values() for name in found if found[name]["correct"]})
     lines = [
         f"| precision | {' | '.join([*(f'{name}, ms' for name in names), 'in the plan'])} |",
         "|---|" + "---|" * (len(names) + 1),
     ]
     for precision, plan in plans:
-        medians = plan.get("medians_ms", {})
-        cells = [f"{medians[name]:.3f}" if name in medians else "" for name in names]
+        medians = {name: one.get("median_ms") for name, one in tried[precision].items()}
+        cells = [f"{medians[name]:.3f}" if medians.get(name) else "" for name in names]
         lines.append(f"| {precision} | {' | '.join([*cells, str(plan['attention'])])} |")
     reasons = [
-        f"* {precision}: {name} is out: {reason}"
-        for precision, plan in plans
-        for name, reason in plan.get("out", {}).items()
+        f"* {precision}: {name} is out: {one['why']}"
+        for precision, found in tried.items()
+        for name, one in found.items()
+        if not one["correct"]
     ]
     reasons += [
         f"* {precision}: {plan['without_plugin']}"
@@ -127,6 +129,10 @@ def _attention(engines: Sequence[Engine]) -> list[str]:
     ]
     parts = ["## Attention: TensorRT's own, and the plugin's", "\n".join(lines)]
     return parts + (["\n".join(reasons)] if reasons else [])
+
+
+def _tried(plan: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {one["attention"]: one for one in plan.get("candidates", ())}
 
 
 def _kernels(kernels: Kernels) -> list[str]:

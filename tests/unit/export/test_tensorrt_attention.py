@@ -30,7 +30,7 @@ PLUGIN_FASTER, NATIVE_FASTER = (3e-3, 1e-3), (1e-3, 3e-3)
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setattr(tensorrt_attention, "TURNS", 5)
+    monkeypatch.setattr(tensorrt_attention, "FRAMES", 5)
     machine = Machine(tmp_path / "plans", monkeypatch)
     machine.install_plugin()
     machine.trt.costs = PLUGIN_FASTER
@@ -55,19 +55,34 @@ class Build:
             self.said.append,
             lambda: datetime(2026, 1, 1, tzinfo=UTC),
             attention=attention,
-            seconds=lambda: machine.trt.elapsed,
         )
 
     @property
     def build(self) -> dict[str, Any]:
         return self.plan.cached.manifest.build
 
+    @property
+    def medians(self) -> dict[str, float]:
+        """Of the correct candidates, in milliseconds."""
+        found = self.build["candidates"]
+        return {one["attention"]: one["median_ms"] for one in found if one["correct"]}
+
+    @property
+    def out(self) -> dict[str, str]:
+        """Why the others are out."""
+        found = self.build["candidates"]
+        return {one["attention"]: one["why"] for one in found if not one["correct"]}
+
 
 def test_auto_keeps_the_faster(machine: Machine, source: Bundle) -> None:
     made = Build(machine, source)
     assert made.build["attention"] == "plugin"
-    assert made.build["medians_ms"] == {"native": 3.0, "plugin": 1.0}
-    assert (made.build["replaced"], made.build["kept"], made.build["out"]) == (1, [], {})
+    assert (made.medians, made.out) == ({"native": 3.0, "plugin": 1.0}, {})
+    assert (made.build["replaced"], made.build["kept"]) == (1, [])
+    for one in made.build["candidates"]:
+        assert (one["golden_images"], one["worst_difference"]) == (1, 0.0)
+        assert one["tolerance"] == pytest.approx(1e-5)
+        assert one["frames"] == 10
     assert made.plan.cached.manifest.needs_plugin
     assert len(machine.trt.builds) == 2
     assert "INFO attention: native\nINFO building\nINFO attention: plugin\n" in made.log.text
@@ -75,7 +90,7 @@ def test_auto_keeps_the_faster(machine: Machine, source: Bundle) -> None:
     machine.trt.__version__ = "10.4"
     made = Build(machine, source)
     assert made.build["attention"] == "native"
-    assert made.build["medians_ms"] == {"native": 1.0, "plugin": 3.0}
+    assert made.medians == {"native": 1.0, "plugin": 3.0}
     assert not made.plan.cached.manifest.needs_plugin
     machine.check_released()
 
@@ -201,7 +216,7 @@ def test_where_native_fails_the_plugin_may_still_do(machine: Machine, source: Bu
     machine.trt.bias, machine.trt.plugin_bias = 0.01, -0.01
     made = Build(machine, source)
     assert made.build["attention"] == "plugin"
-    assert "scored 0.01" in made.build["out"]["native"]
+    assert "scored 0.01" in made.out["native"]
     machine.trt.plugin_bias = 0.02
     machine.trt.__version__ = "10.4"
     with pytest.raises(BundleError, match=r"scored 0\.01, expected 0"):
@@ -214,7 +229,7 @@ def test_a_calibrated_graph_is_tried_with_int8_and_with_float_attention(
 ) -> None:
     bundle = Bundle.open(attention_bundle(tmp_path / "bundle", attention_model(amplitudes=True)))
     made = Build(machine, bundle)
-    assert set(made.build["medians_ms"]) == {"native", "plugin int8", "plugin"}
+    assert set(made.medians) == {"native", "plugin int8", "plugin"}
     assert made.build["attention"] == "plugin int8"
 
 

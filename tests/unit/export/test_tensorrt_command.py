@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import trial_child
 from support.attention_bundle import attention_bundle
 from support.cli import Call, called, listing
 from support.tensorrt_machine import Machine
@@ -115,6 +116,24 @@ def test_ctrl_c_during_the_build(
     assert "Traceback" not in stopped.err
     assert listing(bundle) == before
     assert not list((tmp_path / "plans").glob("*"))
+    machine.check_released()
+
+
+def test_ctrl_c_while_a_process_of_auto_builds(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = attention_bundle(tmp_path / "tiny.bundle")
+    machine = Machine(tmp_path / "plans", monkeypatch)
+    machine.install_plugin()
+    machine.start_processes("native/build/Ctrl-C")
+    before = listing(bundle)
+    stopped = call("build-engine", bundle, "--backend", "tensorrt", "-o", bundle)
+    assert stopped.code == 130
+    assert "stopped; no plan and no bundle were written" in stopped.err
+    assert "Traceback" not in stopped.err
+    assert listing(bundle) == before
+    assert not list((tmp_path / "plans").glob("*"))
+    assert not trial_child.running()
     machine.check_released()
 
 

@@ -75,11 +75,19 @@ def report_of(plans: dict[str, dict[str, Any]], kernels: Kernels) -> Report:
 
 def test_native_and_plugin_attention_stand_side_by_side() -> None:
     plans = {
-        "fp16": {"attention": "plugin", "medians_ms": {"native": 0.5, "plugin": 0.41234}},
+        "fp16": {
+            "attention": "plugin",
+            "candidates": [
+                {"attention": "native", "correct": True, "median_ms": 0.5},
+                {"attention": "plugin", "correct": True, "median_ms": 0.41234},
+            ],
+        },
         "int8": {
             "attention": "native",
-            "medians_ms": {"native": 0.4},
-            "out": {"plugin": "golden image 3 differs"},
+            "candidates": [
+                {"attention": "native", "correct": True, "median_ms": 0.4},
+                {"attention": "plugin", "correct": False, "why": "golden image 3 differs"},
+            ],
         },
         "fp32": {"attention": "native", "without_plugin": "there is no TensorRT plugin"},
     }

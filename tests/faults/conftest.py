@@ -51,6 +51,12 @@ class Trial:
         self.judge_recovery()
         return audit
 
+    def over(self, rig: Rig, mended_ns: int, timeout_s: float, *, parts: int) -> Audit:
+        """How most scenarios end: a part passes again, more come, and the run is judged."""
+        self.recovered(rig.recovery_s(mended_ns, timeout_s))
+        rig.wait_parts(parts)
+        return self.judge(rig.finish())
+
     def judge_recovery(self) -> None:
         """Holds it against the limit, which is meant for a computer that is there for the line:
         where others take their share, the limit is longer, twice at most, and the row says so.
@@ -143,6 +149,15 @@ def cabled(cable: Cable, tmp_path: Path) -> Broker:
     broker = Broker(tmp_path / "broker")
     broker.also(f"listener {broker.port} {cable.address}")
     return broker
+
+
+@pytest.fixture
+def distant(make_rig: MakeRig, cable: Cable, cabled: Broker) -> Rig:
+    """A line at work whose daemon lies at the far end of the cable."""
+    rig = make_rig(broker=cabled)
+    rig.daemon_prefix = cable.inside
+    rig.start(mqtt={"host": cable.address})
+    return rig
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rig_records import Audit, Run, Tail
+from rig_records import Audit, Run, Tail, age_s, passage
 from scene_camera import is_bad
 from support.broker import Broker, Listener, wait_until
 from support.daemon_process import STATION, Daemon, write_settings
@@ -231,6 +231,10 @@ class Rig:
         """The daemon's state names a problem that begins so."""
         self.recorder.wait("state", lambda h: names(h.data, problem), timeout_s)
 
+    def wait_said(self, text: str, timeout_s: float = 10.0) -> None:
+        """The daemon's log has this."""
+        wait_until(lambda: text in self.daemon.log, f"{text!r} in the log", timeout_s)
+
     def first_ns(self, cause: str, since_ns: int) -> int:
         """When the first part after `since_ns` came that was rejected for `cause`."""
         times = (g["t_ns"] for g in self.gate() if g["cause"] == cause and g["t_ns"] > since_ns)
@@ -292,7 +296,7 @@ class Rig:
         gate, words = self._gate.lines(), self._statements()
         outcomes = Counter(line["trigger_id"] for line in gate)
         logged = {line["trigger_id"]: line for line in gate}
-        passages = [_passage(eye, logged.get(eye["trigger_id"])) for eye in self._eye.lines()]
+        passages = [passage(eye, logged.get(eye["trigger_id"])) for eye in self._eye.lines()]
         broken = [f"{t}: {n} outcomes at the gate" for t, n in outcomes.items() if n != 1]
         broken += [
             f"{p.part_id}: no outcome at the gate"
@@ -383,20 +387,3 @@ class Rig:
 def names(state: dict[str, Any], problem: str) -> bool:
     """Whether a state is degraded by such a problem."""
     return state["status"] == "degraded" and any(p.startswith(problem) for p in state["problems"])
-
-
-def _passage(eye: dict[str, Any], line: dict[str, Any] | None) -> Passage:
-    margin = None if line is None else line["margin_ms"]
-    return Passage(
-        part_id=eye["part_id"],
-        trigger_id=eye["trigger_id"],
-        t_ns=eye["t_ns"],
-        gate_ns=eye["gate_ns"],
-        passed=None if line is None else line["gate"] == "pass",
-        arrival_ns=None if margin is None else eye["gate_ns"] - round(margin * 1e6),
-    )
-
-
-def age_s(heard: Any) -> float:
-    """How old a message was when it came; both clocks are this host's."""
-    return heard.at + (time.time() - time.monotonic()) - heard.data["t_publish_ns"] / 1e9

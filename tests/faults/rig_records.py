@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from support.daemon_process import Daemon
 
-from metal_edge.demo.witness import Uninspected
+from metal_edge.demo.witness import Passage, Uninspected
 
 
 @dataclass
@@ -59,3 +60,21 @@ class Run:
     daemon: Daemon
     from_ns: int
     until_ns: int | None = None
+
+
+def passage(eye: dict[str, Any], line: dict[str, Any] | None) -> Passage:
+    """From what the photo eye saw of a part, and what the gate did with it, if anything."""
+    margin = None if line is None else line["margin_ms"]
+    return Passage(
+        part_id=eye["part_id"],
+        trigger_id=eye["trigger_id"],
+        t_ns=eye["t_ns"],
+        gate_ns=eye["gate_ns"],
+        passed=None if line is None else line["gate"] == "pass",
+        arrival_ns=None if margin is None else eye["gate_ns"] - round(margin * 1e6),
+    )
+
+
+def age_s(heard: Any) -> float:
+    """How old a message was when it came; both clocks are this host's."""
+    return heard.at + (time.time() - time.monotonic()) - heard.data["t_publish_ns"] / 1e9

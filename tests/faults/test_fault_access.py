@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeRig, Trial
 from rig import Rig
-from support.broker import HOST, Broker, free_port, wait_until
+from support.broker import HOST, Broker, free_port
 from support.certificates import Authority
 from support.daemon_process import STATION
 
@@ -69,9 +69,7 @@ def test_events_denied(guarded: Rig, trial: Trial) -> None:
     rig.wait_parts(30)
     access(rig.folder / "broker")
     rig.broker.reload()
-    trial.recovered(rig.recovery_s(time.monotonic_ns(), 20))
-    rig.wait_parts(5)
-    trial.judge(rig.finish())
+    trial.over(rig, time.monotonic_ns(), 20, parts=5)
 
 
 @pytest.mark.fault(
@@ -87,9 +85,7 @@ def test_decisions_denied(guarded: Rig, trial: Trial) -> None:
     rig.wait_causes("no_decision", 20, time.monotonic_ns())
     access(rig.folder / "broker")
     rig.broker.reload()
-    trial.recovered(rig.recovery_s(time.monotonic_ns(), 20))
-    rig.wait_parts(5)
-    trial.judge(rig.finish())
+    trial.over(rig, time.monotonic_ns(), 20, parts=5)
 
 
 @pytest.mark.fault(
@@ -104,14 +100,12 @@ def test_wrong_password(guarded: Rig, trial: Trial) -> None:
     rig.broker.kill()
     passwords(rig.folder / "broker", OTHER)
     rig.restart_broker()
-    wait_until(lambda: "Not authorized" in rig.daemon.log, "the refusal to be logged", 20)
+    rig.wait_said("Not authorized", 20)
     assert "the line is degraded: broker" in rig.daemon.log
     rig.wait_parts(10)
     assert rig.passes(killed) == 0
     (rig.folder / "password").write_text(OTHER)
-    trial.recovered(rig.recovery_s(time.monotonic_ns(), 30))
-    rig.wait_parts(5)
-    trial.judge(rig.finish())
+    trial.over(rig, time.monotonic_ns(), 30, parts=5)
 
 
 @pytest.mark.fault(
@@ -131,12 +125,10 @@ def test_certificate_expired(make_rig: MakeRig, trial: Trial, tmp_path: Path) ->
     rig.broker.kill()
     authority.issue("server", days=-1)
     rig.restart_broker()
-    wait_until(lambda: "certificate has expired" in rig.daemon.log, "the reason to be logged", 20)
+    rig.wait_said("certificate has expired", 20)
     assert "the line is degraded: broker" in rig.daemon.log
     rig.wait_parts(10)
     assert rig.passes(killed) == 0
     rig.broker.kill()
     authority.issue("server")
-    trial.recovered(rig.recovery_s(rig.restart_broker(), 30))
-    rig.wait_parts(5)
-    trial.judge(rig.finish())
+    trial.over(rig, rig.restart_broker(), 30, parts=5)

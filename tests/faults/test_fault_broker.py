@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
-from conftest import MakeRig, Trial, skip_if_fast
+from conftest import Trial, skip_if_fast
 from fault_network import Cable
-from rig import Rig, age_s
-from rig_records import Tail
-from support.broker import Broker, wait_until
+from rig import Rig
+from rig_records import Tail, age_s
+from support.broker import wait_until
 from support.tiny_bundle import write_image
 
 # Reconnection backs off from 1 to 5 s with jitter, on both sides; then three heartbeats.
@@ -29,7 +29,7 @@ def test_broker_killed(rig: Rig, trial: Trial, fast: bool) -> None:
         killed = time.monotonic_ns()
         rig.broker.kill()
         rig.wait_causes("broker_lost", 20, killed)
-        wait_until(lambda: "the line is degraded: broker" in rig.daemon.log, "degraded")
+        rig.wait_said("the line is degraded: broker")
         back = rig.restart_broker()
         trial.recovered(rig.recovery_s(back, 30))
         rig.wait_parts(10)
@@ -53,9 +53,7 @@ def test_broker_hangs(rig: Rig, trial: Trial, seconds: int) -> None:
     rig.wait_causes("no_heartbeat", 5, stopped)
     wait_until(lambda: time.monotonic_ns() - stopped > seconds * 1e9, "the hang", seconds + 1)
     rig.broker.resume()
-    trial.recovered(rig.recovery_s(time.monotonic_ns(), 30))
-    rig.wait_parts(10)
-    audit = trial.judge(rig.finish())
+    audit = trial.over(rig, time.monotonic_ns(), 30, parts=10)
     trial.row.notes.append(f"{audit.stale_decisions} decisions came out of the socket late")
     assert audit.stale_decisions <= IN_SOCKET
 
@@ -65,19 +63,15 @@ def test_broker_hangs(rig: Rig, trial: Trial, seconds: int) -> None:
     "the daemon in a network namespace of its own; its cable down for 15 s, up again",
     limit_s=BACK_S,
 )
-def test_network_cut(make_rig: MakeRig, trial: Trial, cable: Cable, cabled: Broker) -> None:
-    rig = make_rig(broker=cabled)
-    rig.daemon_prefix = cable.inside
-    rig.start(mqtt={"host": cable.address})
+def test_network_cut(distant: Rig, trial: Trial, cable: Cable) -> None:
+    rig = distant
     cut = time.monotonic_ns()
     cable.cut()
     rig.wait_causes("no_heartbeat", 5, cut)
-    wait_until(lambda: "the line is degraded: broker" in rig.daemon.log, "degraded")
+    rig.wait_said("the line is degraded: broker")
     wait_until(lambda: time.monotonic_ns() - cut > 15e9, "the outage", 16)
     cable.mend()
-    trial.recovered(rig.recovery_s(time.monotonic_ns(), 40))
-    rig.wait_parts(10)
-    audit = trial.judge(rig.finish())
+    audit = trial.over(rig, time.monotonic_ns(), 40, parts=10)
     assert audit.stale_decisions == 0
 
 
@@ -86,19 +80,15 @@ def test_network_cut(make_rig: MakeRig, trial: Trial, cable: Cable, cabled: Brok
     "nothing gets from the daemon to the broker for 8 s, everything the other way",
     limit_s=BACK_S,
 )
-def test_network_half_open(make_rig: MakeRig, trial: Trial, cable: Cable, cabled: Broker) -> None:
-    rig = make_rig(broker=cabled)
-    rig.daemon_prefix = cable.inside
-    rig.start(mqtt={"host": cable.address})
+def test_network_half_open(distant: Rig, trial: Trial, cable: Cable) -> None:
+    rig = distant
     cut = time.monotonic_ns()
     cable.deafen(True)
     rig.wait_causes("no_heartbeat", 5, cut)
-    wait_until(lambda: "the line is degraded: broker" in rig.daemon.log, "degraded")
+    rig.wait_said("the line is degraded: broker")
     wait_until(lambda: time.monotonic_ns() - cut > 8e9, "the outage", 10)
     cable.deafen(False)
-    trial.recovered(rig.recovery_s(time.monotonic_ns(), 40))
-    rig.wait_parts(10)
-    trial.judge(rig.finish())
+    trial.over(rig, time.monotonic_ns(), 40, parts=10)
 
 
 @pytest.mark.fault(
@@ -106,16 +96,12 @@ def test_network_half_open(make_rig: MakeRig, trial: Trial, cable: Cable, cabled
     "the daemon's cable takes 60 kbit/s, less than its messages need, for 100 parts",
     limit_s=BACK_S,
 )
-def test_network_bad(make_rig: MakeRig, trial: Trial, cable: Cable, cabled: Broker) -> None:
-    rig = make_rig(broker=cabled)
-    rig.daemon_prefix = cable.inside
-    rig.start(mqtt={"host": cable.address})
+def test_network_bad(distant: Rig, trial: Trial, cable: Cable) -> None:
+    rig = distant
     cable.throttle(60)
     rig.wait_parts(100, 40)
     cable.throttle(None)
-    trial.recovered(rig.recovery_s(time.monotonic_ns(), 40))
-    rig.wait_parts(10)
-    trial.judge(rig.finish())
+    trial.over(rig, time.monotonic_ns(), 40, parts=10)
 
 
 def free_run(rig: Rig, fps: int) -> None:

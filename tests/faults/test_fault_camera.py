@@ -62,9 +62,7 @@ def test_camera_stall_stops_the_line(rig: Rig, trial: Trial) -> None:
     pressed = time.monotonic_ns()
     rig.acknowledge()
     rig.wait_line("running", 5)
-    trial.recovered(rig.recovery_s(pressed, 20))
-    rig.wait_parts(10)
-    trial.judge(rig.finish())
+    trial.over(rig, pressed, 20, parts=10)
 
 
 @pytest.mark.fault(
@@ -81,7 +79,5 @@ def test_slow_inference(make_rig: MakeRig, trial: Trial) -> None:
     rig.wait_parts(25, 40)
     deepest = max(h.data["queue_depth"] for h in rig.recorder.all("heartbeat"))
     over = rig.camera("")
-    trial.recovered(rig.recovery_s(over, 20))
-    rig.wait_parts(5)
-    trial.judge(rig.finish())
+    trial.over(rig, over, 20, parts=5)
     assert deepest <= 3

@@ -64,9 +64,7 @@ def test_daemon_hangs_for_good(rig: Rig, trial: Trial) -> None:
     wait_until(lambda: time.monotonic_ns() - stopped > 2e9, "the watchdog")
     killed = rig.kill_daemon()
     rig.start_daemon()
-    trial.recovered(rig.recovery_s(killed, 30))
-    rig.wait_parts(10)
-    trial.judge(rig.finish())
+    trial.over(rig, killed, 30, parts=10)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +139,4 @@ def test_plc_hangs(rig: Rig, trial: Trial) -> None:
     rig.recorder.wait(
         "state", lambda h: h.at * 1e9 > resumed and h.data["status"] == "online", timeout_s=15
     )
-    trial.recovered(rig.recovery_s(resumed, 30))
-    rig.wait_parts(10)
-    trial.judge(rig.finish())
+    trial.over(rig, resumed, 30, parts=10)

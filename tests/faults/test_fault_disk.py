@@ -68,7 +68,7 @@ def test_disk_full(rig: Rig, trial: Trial, disk: Path) -> None:
     rig.restart_broker()
     rig.wait_passes(5, "the broker to be back", 30)
     filler.unlink()
-    wait_until(lambda: "outbox: works again" in rig.daemon.log, "the outbox to recover", 60)
+    rig.wait_said("outbox: works again", 60)
     rig.wait_passes(3, "parts after it", 30)
     trial.judge(rig.finish())
 
@@ -86,7 +86,7 @@ def test_disk_read_only(rig: Rig, trial: Trial, disk: Path) -> None:
     rig.wait_problem("outbox: read-only", 30)
     goes_on(rig, trial, time.monotonic_ns())
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-    wait_until(lambda: "outbox: works again" in rig.daemon.log, "the outbox to recover", 60)
+    rig.wait_said("outbox: works again", 60)
     rig.wait_passes(3, "parts after it", 30)
     trial.judge(rig.finish())
 
@@ -106,6 +106,6 @@ def test_outbox_damaged(rig: Rig, trial: Trial) -> None:
                 file.write(b"\xa5" * size)
     goes_on(rig, trial, since)
     wait_until(lambda: list(rig.folder.glob("outbox.sqlite?*damaged*")), "it to be put aside", 30)
-    wait_until(lambda: "outbox: works again" in rig.daemon.log, "the outbox to recover", 60)
+    rig.wait_said("outbox: works again", 60)
     rig.wait_passes(3, "parts after it", 30)
     trial.judge(rig.finish())

@@ -86,9 +86,7 @@ def test_rtsp_stalls(make_rig: MakeRig, trial: Trial, rtsp: RtspServer) -> None:
     rtsp.send(signal.SIGSTOP)
     nothing_passes(rig, stopped, 20)
     rtsp.send(signal.SIGCONT)
-    trial.recovered(rig.recovery_s(time.monotonic_ns(), 30))
-    rig.wait_parts(5)
-    trial.judge(rig.finish())
+    trial.over(rig, time.monotonic_ns(), 30, parts=5)
 
 
 @pytest.mark.fault(
@@ -102,9 +100,7 @@ def test_rtsp_killed(make_rig: MakeRig, trial: Trial, rtsp: RtspServer) -> None:
     rtsp.kill()
     nothing_passes(rig, killed, 20)
     rtsp.again()
-    trial.recovered(rig.recovery_s(time.monotonic_ns(), 30))
-    rig.wait_parts(5)
-    trial.judge(rig.finish())
+    trial.over(rig, time.monotonic_ns(), 30, parts=5)
 
 
 @pytest.mark.fault(
@@ -122,9 +118,7 @@ def test_gige_killed(make_rig: MakeRig, trial: Trial, gige: Callable[..., Proces
     first.kill()
     nothing_passes(rig, killed, 20)
     gige()
-    trial.recovered(rig.recovery_s(time.monotonic_ns(), 40))
-    rig.wait_parts(5)
-    trial.judge(rig.finish())
+    trial.over(rig, time.monotonic_ns(), 40, parts=5)
 
 
 @pytest.mark.fault(
@@ -144,6 +138,4 @@ def test_gige_loses_packets(make_rig: MakeRig, trial: Trial, gige: Callable[...,
     assert {decision["verdict"] for decision in torn} == {"unknown"}
     lossy.kill()
     gige()
-    trial.recovered(rig.recovery_s(time.monotonic_ns(), 40))
-    rig.wait_parts(5)
-    trial.judge(rig.finish())
+    trial.over(rig, time.monotonic_ns(), 40, parts=5)

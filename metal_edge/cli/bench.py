@@ -20,6 +20,7 @@ from metal_edge.cli.console import print_json, progress, say_result
 from metal_edge.errors import SettingsError, UnavailableError
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.load import load_runner
+from metal_edge.runtime.tensorrt_runner import TensorRtRunner
 from metal_edge.runtime.timing import take_turns
 
 CHILD_LIMIT_S = 120.0
@@ -56,7 +57,8 @@ def run_bench(
                 ]
                 times = take_turns(calls, frames, time.perf_counter, note)
                 rows += [
-                    _row(bundle, times[:, i], times[:, 0], batch) for i, bundle in enumerate(opened)
+                    _row(bundle, times[:, i], times[:, 0], batch) | _attention(runner)
+                    for i, (bundle, runner) in enumerate(zip(opened, runners, strict=True))
                 ]
     for row in rows:
         row.update(resident_memory(Path(row["bundle"]), threads, row["batch"]))
@@ -121,11 +123,19 @@ def _row(
     }
 
 
+def _attention(runner: Runner) -> dict[str, str]:
+    """Whose attention a TensorRT plan has; `inspect` says what the others took."""
+    return {"attention": runner.attention} if isinstance(runner, TensorRtRunner) else {}
+
+
 def _table(rows: list[dict[str, Any]], result: dict[str, Any]) -> str:
     columns = f"{'batch':>5} {'MB':>7} {'p50 ms':>8} {'p99 ms':>8} {'img/s':>8} {'x':>6} {'MiB':>7}"
-    lines = [f"{'bundle':<32} {'precision':<9} {'backend':<11} {columns}"]
+    plans = any("attention" in row for row in rows)
+    attention = f"{'attention':<13}" if plans else ""
+    lines = [f"{'bundle':<32} {'precision':<9} {'backend':<11} {attention}{columns}"]
     lines += [
-        f"{row['bundle'][-32:]:<32} {row['precision']:<9} {row['backend']:<11} {row['batch']:>5}"
+        f"{row['bundle'][-32:]:<32} {row['precision']:<9} {row['backend']:<11}"
+        f" {row.get('attention', '-').ljust(13) if plans else ''}{row['batch']:>5}"
         f" {row['model_mb']:>7.1f}"
         f" {row['p50_ms']:>8.2f} {row['p99_ms']:>8.2f} {row['images_per_s']:>8.1f}"
         f" {row['times_faster_than_first']:>6.2f} {row['resident_mib']:>7.0f}"

@@ -9,6 +9,7 @@ from typing import Any
 from metal_edge.bundle import Bundle
 from metal_edge.cli.console import print_json, say_result
 from metal_edge.errors import MissingInputError, UnavailableError
+from metal_edge.runtime.tensorrt_load import machine_roots
 
 _NAME_WIDTH = 44
 
@@ -35,7 +36,7 @@ def run_inspect(path: Path, as_json: bool) -> None:
             "reading a graph needs the Python package onnx, which is not installed",
             "pip install onnx (the hashes of the bundle are right)",
         ) from error
-    found = describe_bundle(bundle)
+    found = describe_bundle(bundle, machine_roots())
     if as_json:
         print_json(found)
     else:
@@ -51,6 +52,7 @@ def as_text(found: dict[str, Any]) -> str:
         _sizes(found["sizes"]),
         _threshold(found["threshold"], found["golden"]),
         _traffic(found["traffic"]),
+        *([_plans(found["plans"])] if found["backend"] == "tensorrt" else []),
         _provenance(found["provenance"]),
     )
     return "\n\n".join("\n".join(lines) for lines in sections)
@@ -148,6 +150,37 @@ def _traffic(traffic: dict[str, Any]) -> list[str]:
     if traffic["unknown_shapes"]:
         lines.append(f"  not counted: {len(traffic['unknown_shapes'])} tensors of unknown shape")
     return lines
+
+
+def _plans(plans: list[dict[str, Any]]) -> list[str]:
+    if not plans:
+        return ["TensorRT plans: none in this machine's caches; build-engine builds one"]
+    lines = ["TensorRT plans of this model in this machine's caches"]
+    for plan in plans:
+        plugin = plan["plugin_sha256"]
+        lines += [
+            f"  {plan['folder']}",
+            f"    for       {plan['gpu']} (sm {plan['compute_capability']}), TensorRT"
+            f" {plan['tensorrt']}, {f'plugin {plugin[:8]}' if plugin else 'no plugin'}",
+            f"    built     {plan['created_utc']} in {plan.get('seconds', '?')} s,"
+            f" {_size(plan['bytes'])}, {plan['damaged'] or 'SHA-256 is right'}",
+            f"    attention {plan.get('attention', 'native')}"
+            f" (asked for {plan.get('asked', 'native')})",
+            *map(_candidate, plan.get("candidates", ())),
+        ]
+        if "without_plugin" in plan:
+            lines.append(f"      without the plugin: {plan['without_plugin']}")
+    return lines
+
+
+def _candidate(one: dict[str, Any]) -> str:
+    if not one["correct"]:
+        return f"      {one['attention']:<12} out: {one['why']}"
+    return (
+        f"      {one['attention']:<12} {one['median_ms']:>8.3f} ms, median of {one['frames']}"
+        f" frames; {one['golden_images']} golden images pass, worst difference"
+        f" {one['worst_difference']:.2g}, tolerance {one['tolerance']:.2g}"
+    )
 
 
 def _provenance(provenance: dict[str, Any]) -> list[str]:

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from metal_edge.bundle import MANIFEST, MODEL, SEAL, Bundle
 from metal_edge.export.graph import Graph, read_graph
+from metal_edge.export.tensorrt_inspect import plans_of
 from metal_edge.export.traffic import Layer, Traffic, layers, traffic
 
 
-def describe_bundle(bundle: Bundle) -> dict[str, Any]:
+def describe_bundle(bundle: Bundle, plan_roots: Sequence[Path] = ()) -> dict[str, Any]:
     """Describes a bundle whose hashes were verified when it was opened.
+
+    Args:
+        bundle: it.
+        plan_roots: where its TensorRT plans may lie, if it is built for TensorRT.
 
     Returns:
         JSON data. Sizes are in bytes; `traffic` is per frame at batch 1; a golden image's
@@ -53,6 +59,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, Any]:
         "threshold": _threshold(bundle),
         "golden": _golden(bundle),
         "traffic": _traffic(traffic(graph)),
+        "plans": plans_of(bundle, plan_roots) if manifest.backend == "tensorrt" else [],
         "provenance": manifest.provenance,
     }
 

@@ -241,17 +241,23 @@ def _read_manifest(folder: Path) -> PlanManifest:
         raise UnavailableError(f"{path}: {where or 'file'}: {first['msg']}", _REBUILD) from error
 
 
-def _others(roots: Sequence[Path], key: PlanKey) -> str:
-    """Which machines this model has plans for, if any: most often the version has moved on."""
-    machines = set()
+def find_plans(roots: Sequence[Path], onnx_sha256: str) -> list[tuple[Path, PlanManifest]]:
+    """All plans of one ONNX file, for whatever machine; those with a damaged manifest left out."""
+    found = []
     for root in roots:
-        for path in sorted(root.glob(f"{key.onnx_sha256[:12]}-*/{MANIFEST}")):
+        for path in sorted(root.glob(f"{onnx_sha256[:12]}-*/{MANIFEST}")):
             try:
-                found = _read_manifest(path.parent).key
+                manifest = _read_manifest(path.parent)
             except UnavailableError:
                 continue  # a damaged neighbour says nothing about the plan that is asked for
-            if found.onnx_sha256 == key.onnx_sha256:
-                machines.add(found.described)
+            if manifest.key.onnx_sha256 == onnx_sha256:
+                found.append((path.parent, manifest))
+    return found
+
+
+def _others(roots: Sequence[Path], key: PlanKey) -> str:
+    """Which machines this model has plans for, if any: most often the version has moved on."""
+    machines = {found.key.described for _, found in find_plans(roots, key.onnx_sha256)}
     return f" (there is one for {'; '.join(sorted(machines))})" if machines else ""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from metal_edge.bundle import MODEL, Bundle
 from metal_edge.errors import UnavailableError
 from metal_edge.runtime.cuda_memory import Cuda, missing_cuda_package, open_cuda
-from metal_edge.runtime.plan_cache import PlanKey, plan_roots, read_plan
+from metal_edge.runtime.plan_cache import NATIVE, PlanKey, plan_roots, read_plan
 from metal_edge.runtime.plugin import find_plugin, load_plugin
 from metal_edge.runtime.tensorrt_engine import TensorRtEngine, import_tensorrt
 from metal_edge.runtime.tensorrt_runner import TensorRtRunner
@@ -84,4 +84,5 @@ def load_tensorrt_runner(bundle: Bundle) -> TensorRtRunner:
                 load_plugin(trt)
             engine = TensorRtEngine(trt, plan.content, str(plan.folder))
         undo.pop_all()  # from here on the runner closes both
-    return TensorRtRunner(engine, cuda, str(plan.folder))
+    attention = str(plan.manifest.build.get("attention", NATIVE))
+    return TensorRtRunner(engine, cuda, str(plan.folder), attention)

@@ -140,14 +140,22 @@ class TensorRtRunner:
         engine: the plan; the runner closes it, also when this constructor fails.
         cuda: the GPU, likewise.
         what: how to name the plan in an error.
+        attention: whose attention the plan has, for those who show it.
 
     Raises:
         BundleError: the plan's inputs and outputs are not ours.
         UnavailableError: the GPU gives no memory.
     """
 
-    def __init__(self, engine: Engine, cuda: Cuda, what: str = "the TensorRT plan") -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        cuda: Cuda,
+        what: str = "the TensorRT plan",
+        attention: str = "native",
+    ) -> None:
         self._cuda, self._engine = cuda, engine
+        self.attention = attention
         self._graphs: dict[int, int] = {}  # by batch size
         self._closed = False
         self._memory = ExitStack()

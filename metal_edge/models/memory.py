@@ -4,9 +4,11 @@ Anomaly Detection", CVPR 2022): a token is judged by its distance to the nearest
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _CANDIDATES = 50_000  # more tokens than this are thinned at random before the greedy choice
@@ -57,6 +59,11 @@ def greedy_coreset(
     return chosen
 
 
+def _group(size: int) -> int:
+    """The divisor of `size` next below its root: that many rows to a group."""
+    return next(side for side in range(math.isqrt(size), 0, -1) if size % side == 0)
+
+
 class TokenMemory(nn.Module):
     """A fixed number of remembered tokens.
 
@@ -92,11 +99,24 @@ class TokenMemory(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, C] -> [B, N]: Euclidean distance to the nearest remembered token, at least .03."""
-        # Squares of distances are small differences of large numbers. Around the centre they are
-        # smaller; and as after every subtraction, INT8 and FP16 graphs go on in FP32.
-        x = tokens - self.centre
-        squares = self.bank.square().sum(dim=1)
-        nearest = (squares - 2.0 * (x @ self.bank.T)).amin(dim=-1)
-        # A square of nearly 0 is rounding only, of either sign. Not a maximum with 0: on GPUs that
-        # might hide NaN.
-        return ((nearest + x.square().sum(dim=-1)).abs() + _SOFT).sqrt()
+        x = (tokens - self.centre).flatten(0, 1)
+        # The products only choose a token; the distance to it is computed from the differences.
+        # So whatever rounds the products (INT8, FP16) can choose a token that is farther, which
+        # makes a part look less usual, never more so. And NaN stays NaN, whatever is chosen.
+        difference = x - self.bank.index_select(0, self._nearest(x))
+        return (difference.square().sum(dim=-1) + _SOFT).sqrt().reshape(tokens.shape[:2])
+
+    def _nearest(self, x: Tensor) -> Tensor:
+        """[M, C] -> int64 [M], row of the bank.
+
+        The largest x.b - |b|^2 / 2, in two steps: the maximum of each group of rows, then a
+        search within the best group. Searching a row of thousands for the place of its maximum
+        takes most run-times several times as long as finding the maximum alone.
+        """
+        scores = F.linear(x, self.bank, -0.5 * self.bank.square().sum(dim=1))
+        group = _group(len(self.bank))
+        scores = scores.reshape(-1, len(self.bank) // group, group)
+        best = scores.amax(dim=2).argmax(dim=1, keepdim=True)  # [M, 1]
+        members = best.unsqueeze(2).expand(-1, 1, group)
+        within = scores.gather(1, members).squeeze(1).argmax(dim=1)
+        return best.squeeze(1) * group + within

@@ -58,10 +58,14 @@ class Range:
         """Nothing to quantise: the tensor is (nearly) always 0."""
         return self.high - self.low < _ZERO_RANGE
 
+    @property
+    def amplitude(self) -> float:
+        """The largest magnitude in it."""
+        return max(-self.low, self.high)
+
     def symmetric(self) -> Range:
         """The smallest range around 0 that covers this one."""
-        most = max(-self.low, self.high)
-        return Range(-most, most)
+        return Range(-self.amplitude, self.amplitude)
 
 
 def frame_digest(image: NDArray[np.uint8]) -> str:

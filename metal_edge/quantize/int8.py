@@ -1,12 +1,17 @@
 """FP32 ONNX -> INT8 ONNX: explicit Q/DQ, static scales, weights symmetric per channel.
 
-Quantised are the layers that hold nearly all bytes and multiplications: linear layers, and the
-backbone's convolutions with their residual sums (`layers.py`). Attention products, normalisation,
-the residual stream of a transformer, the error map and its smoothing stay FP32.
+Quantised are the layers that hold nearly all bytes and multiplications: linear layers, the
+backbone's convolutions with their residual sums, and the search for the nearest remembered token
+(`layers.py`). Attention products, normalisation, the residual stream of a transformer, the error
+map and its smoothing stay FP32.
 
 Activations are unsigned with a zero point, weights signed: the pair for which ONNX Runtime has
 VNNI kernels on x86 (measured here: signed activations are no faster than FP32 there). TensorRT
 wants signed activations with zero point 0, from the same ranges; that graph is its back end's.
+
+What a linear layer writes stays a float: nobody reads it as an integer before a GELU, a norm or
+a sum, so rounding it would cost accuracy, and time to bring it back. Convolutions hand integers
+to each other.
 """
 
 from __future__ import annotations
@@ -31,10 +36,17 @@ from metal_edge.quantize.calibration import (
     CalibrationMethod,
     Range,
     activation_ranges,
+    activations_of,
     check_frames,
 )
 from metal_edge.quantize.compact import compact
-from metal_edge.quantize.layers import group_by_block, quantisable
+from metal_edge.quantize.layers import (
+    PRODUCTS,
+    choosing_products,
+    group_by_block,
+    quantisable,
+)
+from metal_edge.quantize.tensorrt_qdq import note_amplitudes
 
 _OPERATORS = ["Add", "Clip", "Conv", "Gemm", "MatMul"]
 
@@ -77,10 +89,18 @@ class Calibrated:
             nodes_to_quantize=layers,
             nodes_to_exclude=[],
             op_types_to_quantize=_OPERATORS,
-            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+            extra_options={
+                "ActivationSymmetric": False,
+                "WeightSymmetric": True,
+                "OpTypesToExcludeOutputQuantization": sorted(PRODUCTS),
+            },
         )
         quantizer.quantize_model()
-        compact(quantizer.model.model)
+        made = quantizer.model.model
+        _judge_unrounded(made, set(choosing_products(self.model)) & set(layers))
+        compact(made)
+        known = activations_of(self.model, layers)
+        note_amplitudes(made, {name: self.ranges[name].amplitude for name in known})
         quantizer.model.save_model_to_file(str(destination), False)
         return layers
 
@@ -127,6 +147,24 @@ def zero_range_nodes(
         for node in model.graph.node
         if node.name in wanted and dead & {*node.input, *node.output}
     ]
+
+
+def _judge_unrounded(model: onnx.ModelProto, searches: Collection[str]) -> None:
+    """What a search reads is rounded for the search alone.
+
+    The quantiser lets all readers of a tensor read its rounded version. The distance to the token
+    that was found must be that of the token as it is; and no integer is NaN.
+    """
+    producer = {name: node for node in model.graph.node for name in node.output}
+    exact = {}
+    for node in model.graph.node:
+        if node.name in searches:
+            quantize = producer[producer[node.input[0]].input[0]]
+            exact[node.input[0]] = quantize.input[0]
+    for node in model.graph.node:
+        if node.name not in searches:
+            for index, name in enumerate(node.input):
+                node.input[index] = exact.get(name, name)
 
 
 def _for_onnxruntime(ranges: Mapping[str, Range]) -> TensorsData:

@@ -11,6 +11,10 @@ import onnx
 # first numbered module: `backbone.stages.1.0`, `context.blocks.0`, `students.2`.
 _BLOCK = re.compile(r"^.*(?:blocks|stages)(?:\.\d+)+")
 _NUMBERED = re.compile(r"^.*?(?:\.\d+)+")
+_OF_LAYERS = frozenset({"weight", "bias"})  # other tensors belong to a block itself
+PRODUCTS = frozenset({"Gemm", "MatMul"})
+# Between a product and the place of its largest value.
+_SEARCHING = frozenset({"Add", "GatherElements", "ReduceMax", "Reshape", "Squeeze", "Unsqueeze"})
 # The backbone's stem and first block (convolution, clip, depthwise, clip, projection) stay FP32:
 # quantised too, they cost the anomaly map most of what INT8 costs it (correlation with FP32 .927
 # against .985 on the demo's parts) and bring no speed.
@@ -21,9 +25,11 @@ def quantisable(model: onnx.ModelProto) -> list[str]:
     """Names of the nodes that INT8 may cover, in topological order.
 
     Linear layers, and convolutions with their activations and residual sums, but for the first
-    FP32_HEAD convolutional nodes and whatever follows the reconstruction error.
+    FP32_HEAD convolutional nodes and whatever follows the reconstruction error. Of that, only
+    products that choose.
     """
-    wanted = {*convolution_nodes(model)[FP32_HEAD:], *linear_layers(model)}
+    convolutional = convolution_nodes(model)[FP32_HEAD:]
+    wanted = {*convolutional, *linear_layers(model), *choosing_products(model)}
     return [node.name for node in model.graph.node if node.name in wanted]
 
 
@@ -53,9 +59,40 @@ def linear_layers(model: onnx.ModelProto) -> list[str]:
     return [
         node.name
         for node in model.graph.node
-        if node.op_type in {"MatMul", "Gemm"}
-        and node.input[1] in weights
-        and node.name not in first_after
+        if node.op_type in PRODUCTS and node.input[1] in weights and node.name not in first_after
+    ]
+
+
+def choosing_products(model: onnx.ModelProto) -> list[str]:
+    """Names of the products with a constant of which only the place of the maximum is used.
+
+    They find a remembered token; the error is then computed from that token, in FP32. Rounding
+    can make them choose another one, and cannot touch the error otherwise.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+
+    outputs = {value.name for value in model.graph.output}
+
+    def only_chooses(name: str) -> bool:
+        found = readers.get(name, [])
+        return (
+            bool(found)
+            and name not in outputs
+            and all(
+                node.op_type == "ArgMax"
+                or (node.op_type in _SEARCHING and all(only_chooses(out) for out in node.output))
+                for node in found
+            )
+        )
+
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type in PRODUCTS and node.input[1] in weights and only_chooses(node.output[0])
     ]
 
 
@@ -97,8 +134,8 @@ def block_of(parameter: str) -> str:
     block = _BLOCK.match(path)
     if block:
         return block.group()
-    module = path.rpartition(".")[0]
-    parent = module.rpartition(".")[0] or module
+    module, _, leaf = path.rpartition(".")
+    parent = (module.rpartition(".")[0] or module) if leaf in _OF_LAYERS else module
     numbered = _NUMBERED.match(parent)
     return numbered.group() if numbered else parent
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from metal_edge.quantize.calibration import Range
+from metal_edge.quantize.layers import PRODUCTS, choosing_products
 
 _LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
 _INT8_LARGEST = 127
@@ -45,15 +46,17 @@ def plain_fp16(model: onnx.ModelProto, islands: Collection[str]) -> onnx.ModelPr
     def as_half(values: Floats, _node: onnx.NodeProto) -> Floats:
         return values.astype(np.float16).astype(np.float32)
 
-    return _rounded(model, layers, as_half, cast_pair)
+    return _rounded(model, layers, as_half, cast_pair, unrounded=frozenset())
 
 
 def plain_int8(
     model: onnx.ModelProto, layers: Collection[str], ranges: Mapping[str, Range]
 ) -> onnx.ModelProto:
-    """FP32 graph whose named nodes have weights, inputs and outputs of 8 bits.
+    """FP32 graph whose named nodes have weights and activations of 8 bits.
 
-    Weights: 255 values per output channel, symmetric. Activations: 256 values over their range.
+    Weights: 255 values per output channel, symmetric. Activations: 256 values over their range,
+    but what linear layers write stays as it is, and what a search for a token reads is rounded
+    for that search alone.
     Rounding is spelt out (divide, add, round, clip, and back), not by Q/DQ, which the runtime
     would fuse into the very kernels that are to be judged.
     """
@@ -80,7 +83,7 @@ def plain_int8(
             current = out
         return nodes
 
-    rounded = _rounded(model, layers, _per_channel, grid)
+    rounded = _rounded(model, layers, _per_channel, grid, unrounded=PRODUCTS)
     rounded.graph.initializer.extend(constants.tensors())
     return rounded
 
@@ -116,8 +119,13 @@ def _rounded(
     layers: Collection[str],
     weights: Callable[[Floats, onnx.NodeProto], Floats],
     activations: Callable[[str], list[onnx.NodeProto]],
+    unrounded: Collection[str],
 ) -> onnx.ModelProto:
-    """Copies `model` with the weights of `layers` and the tensors around them rounded."""
+    """Copies `model` with the weights of `layers` and the tensors around them rounded.
+
+    Args:
+        unrounded: kinds of layers whose results stay as they are.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
@@ -126,7 +134,9 @@ def _rounded(
     for node in graph.node:
         if node.name in wanted and node.op_type in _LAYERS and node.input[1] in constants:
             _round_weight(graph, node, constants[node.input[1]], weights)
-    touched = _around(graph, wanted, set(constants))
+    touched = _around(graph, wanted, set(constants), unrounded)
+    searches = wanted & set(choosing_products(model))
+    judged = {node.input[0] for node in graph.node if node.name in searches}
     outputs = {value.name for value in graph.output}
     nodes: list[onnx.NodeProto] = []
     present = {value.name for value in graph.input} & touched
@@ -134,7 +144,7 @@ def _rounded(
         nodes += activations(name)
     for node in graph.node:
         for index, name in enumerate(node.input):
-            if name in touched:
+            if name in touched and (name not in judged or node.name in searches):
                 node.input[index] = f"{name}/rounded"
         nodes.append(node)
         for name in node.output:
@@ -157,11 +167,13 @@ def _round_weight(
     tensor.CopyFrom(numpy_helper.from_array(rounding(values, node), tensor.name))
 
 
-def _around(graph: onnx.GraphProto, layers: set[str], constants: set[str]) -> set[str]:
-    """Tensors that the layers read or write, but for those between a convolution and its clip.
+def _around(
+    graph: onnx.GraphProto, layers: set[str], constants: set[str], unrounded: Collection[str]
+) -> set[str]:
+    """Tensors that the layers read, and those that they write unless their kind is `unrounded`.
 
-    The clip's bounds lie within the wider range before it, and quantisers know that: only what
-    leaves the clip is rounded.
+    But for those between a convolution and its clip. The clip's bounds lie within the wider range
+    before it, and quantisers know that: only what leaves the clip is rounded.
     """
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -175,7 +187,7 @@ def _around(graph: onnx.GraphProto, layers: set[str], constants: set[str]) -> se
             reader.op_type == "Clip" and reader.name in layers
             for reader in readers.get(node.output[0], [])
         )
-        touched |= set(node.output) if not fused else set()
+        touched |= set(node.output) if not fused and node.op_type not in unrounded else set()
         inputs = [node.input[0]] if node.op_type == "Clip" else list(node.input)
         touched |= {name for name in inputs if name and name not in constants}
     between = {

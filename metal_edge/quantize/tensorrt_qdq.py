@@ -63,7 +63,7 @@ class Calibration:
     Attributes:
         layers: by the names of the nodes.
         sums: likewise; amplitude of either operand.
-        amplitudes: by the names of the float tensors that are quantised.
+        amplitudes: by the names of the float tensors that the layers read or write.
     """
 
     layers: Mapping[str, QuantisedLayer]
@@ -103,18 +103,19 @@ def read_calibration(model: ModelProto) -> Calibration:
             sums[node.name] = (graph.amplitude(dequantised[0]), graph.amplitude(dequantised[1]))
     if not layers:
         raise DataError("the calibrated graph has no quantised layer", "calibrate it again")
-    amplitudes = {
-        node.input[0]: graph.amplitude(node)
-        for node in model.graph.node
-        if node.op_type == "QuantizeLinear" and node.input[0] not in graph.constant
-    }
-    return Calibration(layers, sums, amplitudes)
+    return Calibration(layers, sums, read_amplitudes(model))
+
+
+def note_amplitudes(model: ModelProto, amplitudes: Mapping[str, float]) -> None:
+    """Writes largest magnitudes of float tensors into a graph's metadata."""
+    known = json.dumps(dict(sorted(amplitudes.items())))
+    model.metadata_props.append(onnx.StringStringEntryProto(key=_AMPLITUDES, value=known))
 
 
 def read_amplitudes(model: ModelProto) -> dict[str, float]:
-    """Largest magnitudes of float tensors by name, out of a graph of `tensorrt_int8`.
+    """Largest magnitudes of float tensors by name, as `note_amplitudes` wrote them.
 
-    Empty for other graphs.
+    Empty for graphs that were not calibrated.
     """
     found = next((p.value for p in model.metadata_props if p.key == _AMPLITUDES), "{}")
     return {str(name): float(value) for name, value in json.loads(found).items()}
@@ -145,8 +146,7 @@ def tensorrt_int8(base: ModelProto, calibration: Calibration) -> ModelProto:
         if name in nodes:
             editor.quantise_skip(nodes[name], amplitudes, set(calibration.layers))
     editor.finish()
-    known = json.dumps(dict(sorted(calibration.amplitudes.items())))
-    model.metadata_props.append(onnx.StringStringEntryProto(key=_AMPLITUDES, value=known))
+    note_amplitudes(model, calibration.amplitudes)
     onnx.checker.check_model(model, full_check=True)
     return model
 

@@ -19,7 +19,6 @@ from metal_edge.models.backbone import (
     load_imagenet_weights,
 )
 from metal_edge.models.features import MetalFeatures, MetalFeaturesConfig, allowed_tokens
-from metal_edge.models.memory import TokenMemory
 from metal_edge.models.whitening import Moments, Whitening
 from metal_edge.quantize.layers import convolution_nodes
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -141,32 +140,6 @@ def test_whitened_residuals_have_mean_zero_and_nearly_unit_covariance() -> None:
     assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 0.2
     assert covariance.diagonal().max() < 1.001
     assert covariance.diagonal().max() > 0.8
-
-
-def test_memory_gives_the_distance_to_the_nearest_token() -> None:
-    torch.manual_seed(1)
-    memory, tokens = TokenMemory(30, 12), 4 + torch.randn(30, 12)
-    memory.fit(tokens, torch.Generator().manual_seed(0))  # room for all of them
-    queries = 4 + torch.randn(2, 7, 12)
-    wanted = torch.cdist(queries.reshape(-1, 12).double(), tokens.double()).amin(dim=1)
-    assert torch.allclose(memory(queries).reshape(-1).double(), wanted, atol=1e-3)
-    assert memory(tokens[None]).max() < 0.04
-
-
-def test_a_memory_passes_nan_on() -> None:
-    memory, tokens = TokenMemory(6, 4), torch.randn(6, 4)
-    memory.fit(tokens, torch.Generator().manual_seed(0))
-    tokens[2, 1] = torch.nan
-    assert memory(tokens[None]).isnan()[0].tolist() == [index == 2 for index in range(6)]
-
-
-def test_fewer_tokens_than_memory_change_no_distance() -> None:
-    torch.manual_seed(1)
-    tokens, queries = torch.randn(5, 4), torch.randn(1, 9, 4)
-    small_one, large_one = TokenMemory(5, 4), TokenMemory(13, 4)
-    for memory in (small_one, large_one):
-        memory.fit(tokens, torch.Generator().manual_seed(0))
-    assert torch.allclose(small_one(queries), large_one(queries), atol=1e-5)
 
 
 def test_errors_of_good_parts_are_about_one_and_each_opinion_raises_the_map() -> None:

@@ -144,6 +144,9 @@ def test_a_tensor_that_is_not_finite_is_named(pictures: NDArray[np.uint8]) -> No
         ("model.context.content.0.bias", "context.content"),
         ("model.students.2.4.bias", "students.2"),
         ("model.decoder.4.weight", "decoder"),
+        ("model.memories.2.bank", "memories.2"),
+        ("model.whitenings.0.matrix", "whitenings.0"),
+        ("model.context.query_position", "context"),
     ],
 )
 def test_blocks_of_parameters(parameter: str, block: str) -> None:

@@ -16,8 +16,8 @@ from metal_edge.data import Sample, load_dataset, load_images, resolve_split
 from metal_edge.domain import Preprocess
 from metal_edge.errors import DataError, MissingInputError, SettingsError
 from metal_edge.evaluation.thresholds import ConformalThreshold, choose_rate, conformal_threshold
+from metal_edge.export.onnx_model import GRAPH, onnx_from_model, probe_images
 from metal_edge.export.onnx_model import check_parity as check_export
-from metal_edge.export.onnx_model import onnx_from_model, probe_images
 from metal_edge.files import atomic_file, write_text
 from metal_edge.imaging import image_info
 from metal_edge.models.checkpoint import load_checkpoint
@@ -91,13 +91,16 @@ def is_run(path: Path) -> bool:
 
 
 def ensure_onnx(run: OpenRun) -> Path:
-    """RUN/model.onnx of the current checkpoint, exported and compared unless it is there intact."""
+    """RUN/model.onnx of the current checkpoint, exported and compared unless it is there intact.
+
+    One that an older version of the exporter made is made again.
+    """
     path = run.path / ONNX
     note = run.path / f"{ONNX}.source"
     checkpoint = sha256_of(run.path / CHECKPOINT)
 
     def proof() -> str:
-        return f"{checkpoint}  {CHECKPOINT}\n{sha256_of(path)}  {ONNX}\n"
+        return f"{checkpoint}  {CHECKPOINT}\n{sha256_of(path)}  {ONNX}\ngraph {GRAPH}\n"
 
     if path.is_file() and note.is_file() and note.read_bytes() == proof().encode("ascii"):
         return path

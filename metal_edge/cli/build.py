@@ -106,6 +106,7 @@ def run_build_engine(
         Int8Options(CalibrationMethod(int8.calibration), int8.images, int8.budget, int8.sweep),
         int8.record,
         choice.backend,
+        options.attention,
     )
     if choice.backend == "tensorrt":
         built, rebuilt = _build_for_tensorrt(opened, folder, wanted, options)

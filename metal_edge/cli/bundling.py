@@ -36,7 +36,9 @@ from metal_edge.export.parity import (
     require_parity,
     require_same_verdicts,
 )
+from metal_edge.export.plugin_parity import Trial, judge_int8_attention
 from metal_edge.export.precision import Conversion, EnginePrecision, write_fp16, write_fp32
+from metal_edge.export.tensorrt_attention import INT8_EVIDENCE
 from metal_edge.export.tensorrt_int8 import int8_for_tensorrt
 from metal_edge.files import remove_leftovers
 from metal_edge.quantize.record import calibration_record, write_record
@@ -59,6 +61,8 @@ class BuildOptions:
         int8: ignored by other precisions.
         record: folder for the evidence of an INT8 calibration.
         backend: whose INT8 conventions the graph follows, onnxruntime or tensorrt.
+        attention: what a plan of it may have; not native, and the plugin's INT8 attention is
+            judged as well.
     """
 
     precision: EnginePrecision
@@ -67,6 +71,13 @@ class BuildOptions:
     int8: Int8Options = field(default_factory=Int8Options)
     record: Path | None = None
     backend: str = "onnxruntime"
+    attention: str = "native"
+
+    @property
+    def int8_attention(self) -> bool:
+        """Whether a plan may have INT8 attention, which the bundle's graph has not."""
+        wanted = self.precision is EnginePrecision.INT8 and self.backend == "tensorrt"
+        return wanted and self.attention != "native"
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,7 @@ def build_bundle(run: OpenRun, destination: Path, options: BuildOptions) -> Buil
         )
         golden = _steady(candidates, judged.threshold.score)
         margin = decision_margin([c.converted for c in golden], judged.threshold.score)
+        warnings = _judge_attention(judged, golden, conversion, (source, staged, baseline), options)
         parts = _parts(run, staged, precision, judged, golden)
         parity = judged.parity.as_dict() | {"changed_verdicts": judged.changed_verdicts}
         parts.provenance.update(
@@ -143,7 +155,7 @@ def build_bundle(run: OpenRun, destination: Path, options: BuildOptions) -> Buil
         margin,
         int8.accuracy if int8 else None,
         record,
-        (*(int8.frames.warnings if int8 else ()), *_golden_warnings(bundle)),
+        (*(int8.frames.warnings if int8 else ()), *warnings, *_golden_warnings(bundle)),
     )
 
 
@@ -190,6 +202,28 @@ def _judge(
         conformal_threshold(held_out.source, rate).score,
         conformal_threshold(held_out.converted, rate),
     )
+
+
+def _judge_attention(
+    judged: _Judged,
+    golden: Sequence[GoldenCandidate],
+    conversion: Conversion,
+    graphs: tuple[Path, Path, Path | None],
+    options: BuildOptions,
+) -> tuple[str, ...]:
+    """The gate of the plugin's INT8 attention, noted in `conversion`; warnings."""
+    if not options.int8_attention:
+        return ()
+    probes = probe_images(judged.images.shape[1])
+    threshold = judged.threshold.score
+    trial = Trial(*graphs, judged.images, probes, golden, threshold, golden_tolerance(threshold))
+    with progress("comparing the plugin's int8 attention with fp32") as advance:
+        found = judge_int8_attention(trial, lambda done, total: advance(done, total, ""))
+    if found is None:
+        return ()
+    conversion.notes[INT8_EVIDENCE] = found
+    refused = found["refused"]
+    return () if refused is None else (f"the plugin's int8 attention is no candidate: {refused}",)
 
 
 def _golden_candidates(

@@ -184,11 +184,14 @@ class Parity:
         }
 
 
-def require_parity(precision: str, held_out: Comparison, adversarial: Comparison) -> Parity:
+def require_parity(
+    precision: str, held_out: Comparison, adversarial: Comparison, what: str = ""
+) -> Parity:
     """Judges a conversion.
 
     Args:
         precision: fp32, fp16 or int8.
+        what: how to name it in an error; the precision if empty.
         held_out: on good images that neither training nor calibration has seen.
         adversarial: on `onnx_model.probe_images`.
 
@@ -206,9 +209,9 @@ def require_parity(precision: str, held_out: Comparison, adversarial: Comparison
     for name, found in (("held-out", parity.held_out), ("adversarial", parity.adversarial)):
         if not found.holds:
             raise ParityError(
-                f"{precision} differs from fp32 on {found.images} {name} images: largest map error"
-                f" {found.map_error:.4f} (tolerance {found.map_tolerance:.4f}), score error"
-                f" {found.score_error:.4f} (tolerance {found.score_tolerance:.4f});"
+                f"{what or precision} differs from fp32 on {found.images} {name} images: largest"
+                f" map error {found.map_error:.4f} (tolerance {found.map_tolerance:.4f}), score"
+                f" error {found.score_error:.4f} (tolerance {found.score_tolerance:.4f});"
                 f" tolerances are {FACTOR:g} x plain rounding to {precision}",
                 remedy,
             )
@@ -216,7 +219,7 @@ def require_parity(precision: str, held_out: Comparison, adversarial: Comparison
     near = parity.median_score_change <= change and parity.map_correlation >= correlation
     if not near:  # also when a number is NaN
         raise ParityError(
-            f"{precision} differs from fp32: median score change"
+            f"{what or precision} differs from fp32: median score change"
             f" {parity.median_score_change:.3f} (limit {change}), map correlation"
             f" {parity.map_correlation:.4f} (limit {correlation})",
             "train longer, give more varied images, or build with --precision fp16 or fp32",

@@ -25,7 +25,9 @@ from metal_edge.runtime.plugin import load_plugin
 
 Attention = Literal["auto", "plugin", "native"]
 Launch = Callable[[Job, BuildLog], dict[str, Any]]
-PLUGIN = "plugin"
+PLUGIN, PLUGIN_INT8 = "plugin", "plugin int8"
+INT8_EVIDENCE = "plugin_int8"  # where the manifest's notes on precision say that it was checked
+_FROM_RUN = "build the bundle from its run, with --attention auto or plugin"
 # Timed frames of a candidate: two processes, the second in the opposite order.
 ROUNDS, FRAMES = 2, 100
 
@@ -138,7 +140,11 @@ class Chooser:
         candidates = [Candidate(v, folder / f"{n}.plan") for n, v in enumerate(variants)]
         for candidate in candidates:
             self._announce(candidate.variant)
-            self._step(candidate, "build")
+            unproven = why_no_int8(self.bundle) if candidate.variant.name == PLUGIN_INT8 else None
+            if unproven is not None:
+                self._put_out(candidate, UnavailableError(unproven, _FROM_RUN))
+            else:
+                self._step(candidate, "build")
         self._compare(candidates)
         failures = [c.failure for c in candidates if c.failure is not None]
         if len(failures) == len(candidates):
@@ -179,13 +185,31 @@ class Chooser:
         try:
             found = self.launch(job, self.log)
         except MetalEdgeError as error:
-            candidate.failure = error
-            self.log.note("ERROR", f"attention {variant.name} is out: {error.what}")
-            self.say(f"attention {variant.name} is out: {error.what}")
+            self._put_out(candidate, error)
             return
         if step == "prove":
             candidate.times_ms += found.pop("ms")
             candidate.found = found
+
+    def _put_out(self, candidate: Candidate, error: MetalEdgeError) -> None:
+        candidate.failure = error
+        words = f"attention {candidate.variant.name} is out: {error.what}"
+        self.log.note("ERROR", words)
+        self.say(words)
+
+
+def why_no_int8(bundle: Bundle) -> str | None:
+    """Why a plan of this bundle may not have the plugin's INT8 attention; None if it may.
+
+    `plugin_parity` has judged its numbers when the bundle was built from the run; a device only
+    checks golden images.
+    """
+    precision = bundle.manifest.provenance.get("precision")
+    found = precision.get(INT8_EVIDENCE) if isinstance(precision, Mapping) else None
+    if not isinstance(found, Mapping):
+        return "its parity with fp32 was not checked when the bundle was built"
+    refused = found.get("refused", "its parity with fp32 is not in the bundle")
+    return None if refused is None else str(refused)
 
 
 def plugin_variants(trt: Any, model: Path, folder: Path) -> list[Variant]:

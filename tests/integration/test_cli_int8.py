@@ -15,8 +15,11 @@ from support.cli import Call, Trained, listing, write_parts
 
 from metal_edge.bundle import Bundle
 from metal_edge.cli import bundling
+from metal_edge.cli.int8_build import Int8Options
+from metal_edge.cli.workflow import open_run
 from metal_edge.data import load_dataset
-from metal_edge.export.precision import Conversion, write_fp16
+from metal_edge.export import attention_surgery
+from metal_edge.export.precision import Conversion, EnginePrecision, write_fp16
 
 INT8 = ("--precision", "int8", "--no-sweep")
 
@@ -130,6 +133,38 @@ def test_options_that_make_no_sense(
     assert outcome.code == 78
     assert words in outcome.error
     assert not listing(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_plugins_int8_attention_is_judged_before_a_device_sees_it(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    """Refused, it is no candidate; the bundle, whose own attention is right, is written."""
+    options = bundling.BuildOptions(
+        EnginePrecision.INT8,
+        int8=Int8Options(sweep=False),
+        backend="tensorrt",
+        attention="auto",
+    )
+    if wrong:
+        ranges = attention_surgery.read_amplitudes
+
+        def clipped(model: onnx.ModelProto) -> dict[str, float]:
+            return {name: value / 50 for name, value in ranges(model).items()}
+
+        monkeypatch.setattr(attention_surgery, "read_amplitudes", clipped)
+    built = bundling.build_bundle(open_run(trained.run), tmp_path / "b", options)
+    found = built.bundle.manifest.provenance["precision"]["plugin_int8"]
+    assert found["attentions"] > 0
+    warnings = [line for line in built.warnings if "plugin's int8 attention is no cand" in line]
+    if wrong:
+        assert "int8 with the plugin's attention differs from fp32" in found["refused"]
+        assert len(warnings) == 1
+    else:
+        assert found["refused"] is None
+        assert found["parity"]["images"] == built.parity["images"]
+        assert found["parity"]["held_out"]["map_error"] > 0
+        assert not warnings
 
 
 def test_a_wrong_conversion_never_becomes_a_bundle(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -77,8 +78,16 @@ def attention_model(amplitudes: bool = False) -> onnx.ModelProto:
     return model
 
 
-def attention_bundle(path: Path, model: onnx.ModelProto | None = None) -> Path:
-    """A whole bundle around it; see `tiny_bundle.build_bundle`."""
+PROVEN = {"refused": None, "parity": {"images": 12}}
+
+
+def attention_bundle(
+    path: Path, model: onnx.ModelProto | None = None, int8: dict[str, Any] | None = PROVEN
+) -> Path:
+    """A whole bundle around it; see `tiny_bundle.build_bundle`.
+
+    `int8` is what its manifest says of the plugin's INT8 attention.
+    """
     build_bundle(path)
     file, manifest = path / "model.onnx", path / "manifest.json"
     onnx.save(model or attention_model(), file)
@@ -86,6 +95,8 @@ def attention_bundle(path: Path, model: onnx.ModelProto | None = None) -> Path:
     content = file.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     known["files"]["model.onnx"] = {"size": len(content), "sha256": digest}
+    if int8 is not None:
+        known["provenance"] = {"precision": {"plugin_int8": int8}}
     manifest.write_text(json.dumps(known), encoding="utf-8")
     seal(path)
     return path

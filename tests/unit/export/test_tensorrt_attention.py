@@ -233,6 +233,28 @@ def test_a_calibrated_graph_is_tried_with_int8_and_with_float_attention(
     assert made.build["attention"] == "plugin int8"
 
 
+UNPROVEN = {
+    "its parity with fp32 was not checked when the bundle was built": None,
+    "its parity with fp32 is not in the bundle": {"parity": {}},
+    "int8 with the plugin's attention differs": {
+        "refused": "int8 with the plugin's attention differs"
+    },
+}
+
+
+@pytest.mark.parametrize("why", UNPROVEN)
+def test_int8_attention_whose_parity_is_not_proven_is_not_even_built(
+    machine: Machine, tmp_path: Path, why: str
+) -> None:
+    model = attention_model(amplitudes=True)
+    bundle = Bundle.open(attention_bundle(tmp_path / "bundle", model, UNPROVEN[why]))
+    made = Build(machine, bundle, "plugin")
+    assert made.out == {"plugin int8": why}
+    assert f"attention plugin int8 is out: {why}" in made.said
+    assert made.build["attention"] == "plugin"
+    assert len(machine.trt.builds) == 1
+
+
 def test_a_surgery_that_fails_is_no_reason_to_have_no_plan(
     machine: Machine, source: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

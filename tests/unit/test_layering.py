@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
 DAEMON: dict[str, set[str]] = {
     "cameras": {"deciding"},
     "deciding": set(),
-    "line": {"cameras", "deciding", "mqtt", "records"},
+    "line": {"cameras", "deciding", "mqtt", "records", "scheduling"},
     "mqtt": {"deciding", "records"},
     "records": {"deciding"},
     "changeover": {"deciding", "line", "mqtt", "scheduling"},

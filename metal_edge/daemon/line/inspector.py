@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
-from metal_edge.daemon.cameras import CameraError
+from metal_edge.daemon.cameras import CameraError, EndOfStreamError
 from metal_edge.daemon.deciding.decision import Evidence, Reason, decide
 from metal_edge.daemon.deciding.transitions import Event, State
 from metal_edge.daemon.line.grabber import Outcome, Shot
@@ -19,6 +19,7 @@ from metal_edge.daemon.line.heart import Heart, Vitals
 from metal_edge.daemon.line.model import Models
 from metal_edge.daemon.line.part_in_hand import PartInHand
 from metal_edge.daemon.line.parts import Parts
+from metal_edge.daemon.line.reject_gate import make_trigger
 from metal_edge.daemon.line.requests import Requests
 from metal_edge.daemon.line.state import LineState
 from metal_edge.daemon.line.view_worker import ViewWorker
@@ -135,6 +136,13 @@ class Inspector:
             self.wait(until_ns)
             self.between_parts()
 
+    def ended(self, outcome: Outcome) -> bool:
+        """True when the camera has no more pictures; told."""
+        if isinstance(outcome.error, EndOfStreamError):
+            log.info("%s; stopping", outcome.error.what)
+            return True
+        return False
+
     def inspect(self, trigger: Trigger) -> None:
         """Exactly one verdict on one trigger of the queue."""
         if self.state.now is State.DISARMED:
@@ -186,8 +194,12 @@ class Inspector:
                 self.wait(part.next_end_ns)
             self.breathe()
 
+    def wanted_between_parts(self) -> bool:
+        """True when something is to be done that no part may be in hand for, or at the end."""
+        return self._requests.waiting() or self.stopping()
+
     def _wanted_elsewhere(self) -> bool:
-        return len(self.parts.queue) > 0 or self._requests.waiting() or self.stopping()
+        return len(self.parts.queue) > 0 or self.wanted_between_parts()
 
     def _stop_is_due(self, now_ns: int) -> bool:
         if not self.stopping():
@@ -221,6 +233,18 @@ class Inspector:
             self.between_parts()
             self.wait(end_ns)
 
+    def ask_ahead(self) -> None:
+        """Asks for the frame that `next_outcome` will want, unless that is done already."""
+        if self._asked is None:
+            self._asked = self._ask_next(self.timeout_s)
+
+    def outcome_at_hand(self) -> Outcome | None:
+        """What was asked for ahead, if it is there."""
+        outcome = None if self._asked is None else self.workers[0].outcome()
+        if outcome is not None:
+            self._asked = None
+        return outcome
+
     def last_outcome(self) -> Outcome | None:
         """Of the shot that `next_outcome` gave up when it was told to stop."""
         return self.workers[0].outcome()
@@ -230,31 +254,24 @@ class Inspector:
         shot = Shot(next(self._shots), None, 0.0, trigger=False)
         self.workers[0].ask(shot, self._clock.mono_ns())
 
-    def judge(
-        self,
-        trigger: Trigger,
-        outcome: Outcome,
-        fault: Reason | None = None,
-        *,
-        ahead: bool = False,
-    ) -> None:
-        """The verdict on what the only camera gave; `unknown` with a `fault` known before.
-
-        With `ahead` the next frame is asked for before this verdict is published: the camera's
-        thread brings it meanwhile.
-        """
+    def judge(self, trigger: Trigger, outcome: Outcome, fault: Reason | None = None) -> None:
+        """The verdict on what the only camera gave; `unknown` with a `fault` known before."""
         worker = self.workers[0]
+        evidence = worker.examine(self.seen(outcome, fault), trigger.deadline_mono_ns)
+        decision = decide(trigger, evidence, worker.view.rules, self._clock.mono_ns())
+        self.report(decision, [evidence])
+
+    def seen(self, outcome: Outcome, fault: Reason | None = None) -> Evidence:
+        """What the only camera gave; with a `fault`, which a disarmed line has, not looked at."""
         if fault is None and self.state.now is State.DISARMED:
             fault = Reason.DISARMED
-        evidence = worker.seen(outcome)
-        if fault is not None:
-            evidence = replace(evidence, fault=fault)
-        else:
-            evidence = worker.examine(evidence, trigger.deadline_mono_ns)
-        decision = decide(trigger, evidence, worker.view.rules, self._clock.mono_ns())
-        if ahead:
-            self._asked = self._ask_next(self.timeout_s)
-        self.report(decision, [evidence])
+        evidence = self.workers[0].seen(outcome)
+        return evidence if fault is None else replace(evidence, fault=fault)
+
+    def own_trigger(self, trigger_id: str, t_mono_ns: int) -> Trigger:
+        """Of a part that no command announced."""
+        times, gate = self.settings.decision, self.settings.gate
+        return make_trigger(trigger_id, None, t_mono_ns, times.deadline_ms, gate)
 
     def answer(self, trigger: Trigger, fault: Reason) -> None:
         """`unknown`, without a look."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from metal_edge.daemon.deciding.decision import Reason
 from metal_edge.daemon.deciding.transitions import Event, State
+from metal_edge.daemon.line.free_run import run_free
 from metal_edge.daemon.line.inspector import Inspector
 from metal_edge.daemon.line.model import Done, Model
-from metal_edge.daemon.line.modes import run_free, run_hardware, run_triggered
+from metal_edge.daemon.line.modes import run_hardware, run_triggered
 from metal_edge.daemon.line.parts import Parts, StopFlag
 from metal_edge.daemon.line.requests import Requests, Taken
 from metal_edge.daemon.line.state import LineState

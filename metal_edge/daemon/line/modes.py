@@ -10,7 +10,6 @@ from itertools import count
 
 from metal_edge.daemon.cameras import (
     CameraTimeoutError,
-    EndOfStreamError,
     FrameOverflowError,
     TornFrameError,
 )
@@ -18,7 +17,6 @@ from metal_edge.daemon.cameras.exposures import ExposureCounter
 from metal_edge.daemon.deciding.decision import Reason
 from metal_edge.daemon.line.grabber import Outcome
 from metal_edge.daemon.line.inspector import GRACE_NS, SLICE_NS, Inspector
-from metal_edge.daemon.line.reject_gate import make_trigger
 from metal_edge.domain import Trigger
 
 log = logging.getLogger(__name__)
@@ -36,27 +34,6 @@ def run_triggered(line: Inspector) -> None:
             line.wait()
 
 
-def run_free(line: Inspector) -> None:
-    """Newest frame wins. A frame, or a silence of `timeout_s`, is an event of its own."""
-    last_seq: int | None = None
-    for number in count(1):
-        asked_ns = line.parts.clock.mono_ns()
-        outcome = line.next_outcome(line.timeout_s)
-        if outcome is None or _ended(outcome):
-            return
-        frame = outcome.frame
-        if frame is not None:
-            if last_seq is not None:
-                line.frames_dropped += max(0, frame.seq - last_seq - 1)
-            last_seq = frame.seq
-        start_ns = asked_ns if frame is None else frame.t_mono_ns
-        trigger = _trigger(line, f"free-{number}", start_ns)
-        line.judge(trigger, outcome, ahead=frame is not None)
-        if frame is None:
-            line.rest()
-        line.between_parts()
-
-
 def run_hardware(line: Inspector) -> None:
     """One verdict per exposure: of each frame, and of each gap in the camera's counter.
 
@@ -70,7 +47,7 @@ def run_hardware(line: Inspector) -> None:
         if outcome is None:
             mode.drain()
             return
-        if _ended(outcome):
+        if line.ended(outcome):
             return
         mode.handle(outcome)
         line.between_parts()
@@ -134,16 +111,4 @@ class _Hardware:
         self._line.judge(self._next(t_mono_ns), outcome, fault)
 
     def _next(self, t_mono_ns: int) -> Trigger:
-        return _trigger(self._line, f"hw-{next(self._numbers)}", t_mono_ns)
-
-
-def _ended(outcome: Outcome) -> bool:
-    if not isinstance(outcome.error, EndOfStreamError):
-        return False
-    log.info("%s; stopping", outcome.error.what)
-    return True
-
-
-def _trigger(line: Inspector, trigger_id: str, t_mono_ns: int) -> Trigger:
-    settings = line.settings
-    return make_trigger(trigger_id, None, t_mono_ns, settings.decision.deadline_ms, settings.gate)
+        return self._line.own_trigger(f"hw-{next(self._numbers)}", t_mono_ns)

@@ -16,8 +16,9 @@ from metal_edge.daemon.clock import Clock
 from metal_edge.daemon.deciding.decision import Evidence, Reason, assess, frame_fault
 from metal_edge.daemon.line.bell import Bell
 from metal_edge.daemon.line.grabber import Grabber, Outcome, Shot
+from metal_edge.daemon.line.inference import Found, Look, infer
 from metal_edge.daemon.line.model import Model, View
-from metal_edge.domain import Frame, Inspection
+from metal_edge.domain import Frame
 from metal_edge.errors import MetalEdgeError
 from metal_edge.imaging import prepare
 
@@ -124,36 +125,54 @@ class ViewWorker:
 
     def examine(self, evidence: Evidence, deadline_ns: int) -> Evidence:
         """Adds what the model says of the frame; a frame that proves nothing is not shown."""
+        look = self.look(evidence, deadline_ns)
+        if look.images is None:
+            return look.evidence
+        return self.assessed(look, infer(look, self._clock))
+
+    def look(self, evidence: Evidence, deadline_ns: int) -> Look:
+        """What the model is to be asked; nothing, where the evidence settles it."""
+        began_ns, images = self._clock.mono_ns(), None
         frame = evidence.frame
-        if frame is None:
-            return evidence
-        began_ns = self._clock.mono_ns()
+        if frame is not None and evidence.fault is None:
+            try:
+                fault = self._doubt(frame, evidence.requested_mono_ns, began_ns)
+                if fault is None and began_ns > deadline_ns:
+                    fault = Reason.DEADLINE_MISSED  # the time is better spent on the next part
+                if fault is None:
+                    size = self.view.bundle.manifest.preprocess
+                    images = prepare(frame.image, size.width, size.height, size.crop)[None]
+                else:
+                    evidence = replace(evidence, fault=fault)
+            except Exception as error:  # noqa: BLE001  (logged there)
+                evidence = self._inference_failed(evidence, error)
+        return Look(evidence, began_ns, images, self.view.runner)
+
+    def assessed(self, look: Look, found: Found) -> Evidence:
+        """Adds what the rules make of what the model said."""
+        evidence, inspection = look.evidence, found.inspection
+        frame = evidence.frame
+        if frame is None or inspection is None:
+            return self._inference_failed(evidence, found.error)
         try:
-            # Every frame counts for a frozen picture, also one that is refused otherwise.
-            unlikely = self.view.checks.fault(frame.image)
-            requested = evidence.requested_mono_ns
-            fault = frame_fault(frame, self.view.rules, began_ns, requested) or unlikely
-            self._count("picture", unlikely is not None)
-            if fault is None and began_ns > deadline_ns:
-                fault = Reason.DEADLINE_MISSED  # the time is better spent on the next part
-            if fault is not None:
-                return replace(evidence, fault=fault)
-            inspection = self._infer(frame)
-            done_ns = self._clock.mono_ns()
             assessment = assess(inspection, self.view.rules, self._area(frame))
-        except (MetalEdgeError, ValueError) as error:
-            log.error("inference failed: %s", error)
-            return self._inference_failed(evidence)
-        except Exception:  # a back end is somebody else's code; this part gets its verdict
-            log.exception("inference failed")
-            return self._inference_failed(evidence)
+        except Exception as error:  # noqa: BLE001  (logged there)
+            return self._inference_failed(evidence, error)
         self._count("inference", False)
         latency = {
             **evidence.latency_ms,
-            "infer": (done_ns - began_ns) / 1e6,
-            "post": (self._clock.mono_ns() - done_ns) / 1e6,
+            "infer": (found.done_ns - look.began_ns) / 1e6,
+            "post": (self._clock.mono_ns() - found.done_ns) / 1e6,
         }
         return replace(evidence, inspection=inspection, assessment=assessment, latency_ms=latency)
+
+    def _doubt(self, frame: Frame, requested_mono_ns: int | None, now_ns: int) -> Reason | None:
+        """Why the model need not see it."""
+        # Every frame counts for a frozen picture, also one that is refused otherwise.
+        unlikely = self.view.checks.fault(frame.image)
+        fault = frame_fault(frame, self.view.rules, now_ns, requested_mono_ns) or unlikely
+        self._count("picture", unlikely is not None)
+        return fault
 
     def _failing(self, *names: str) -> tuple[str, ...]:
         return tuple(name for name in names if self._failures[name] >= FAILURES_TO_HOLD)
@@ -176,12 +195,10 @@ class ViewWorker:
         height, width = frame.image.shape[:2]
         return self.view.bundle.manifest.preprocess.crop or (0, 0, width, height)
 
-    def _infer(self, frame: Frame) -> Inspection:
-        size = self.view.bundle.manifest.preprocess
-        image = prepare(frame.image, size.width, size.height, size.crop)
-        return self.view.runner.run(image[None])[0]
-
-    def _inference_failed(self, evidence: Evidence) -> Evidence:
+    def _inference_failed(self, evidence: Evidence, error: Exception | None) -> Evidence:
+        """A back end is somebody else's code; this part gets its verdict all the same."""
+        expected = isinstance(error, MetalEdgeError | ValueError)
+        log.error("inference failed: %s", error, exc_info=None if expected else error)
         self._count("inference", True)
         return replace(evidence, fault=Reason.INFERENCE_FAILED)
 

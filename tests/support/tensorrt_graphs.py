@@ -34,7 +34,7 @@ class Graphs:
         torch.manual_seed(0)
         model = build_model(network_config.validate_python(config))
         model.load_pretrained()
-        self.size = model.config.image_size
+        self.kind, self.size = str(config["kind"]), model.config.image_size
         seen = pictures(8, self.size, seed=0)
         if isinstance(model, TokenModel):
             with torch.inference_mode():

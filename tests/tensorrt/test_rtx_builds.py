@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from support.tensorrt_graphs import Graphs, pictures
 
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -43,7 +44,9 @@ def test_every_model_builds_in_every_precision(graphs: Graphs, precision: str) -
     print(f"{precision}: {done.layers} layers, {done.engine_bytes / 1e6:.1f} MB, {done.seconds} s")
 
 
-def test_int8_for_tensorrt_says_what_fp32_says(graphs: Graphs) -> None:
+def test_int8_for_tensorrt_says_what_fp32_says(
+    graphs: Graphs, record_property: Callable[[str, object], None]
+) -> None:
     """Within the tolerances of ONNX Runtime's INT8 graph, on pictures that nothing was fitted to.
 
     A signed range loses one bit where values have one sign, so at most twice its error.
@@ -55,13 +58,42 @@ def test_int8_for_tensorrt_says_what_fp32_says(graphs: Graphs) -> None:
             found = [runner.run(image[None])[0] for image in images]
         return np.stack([f.anomaly_map for f in found]), np.array([f.score for f in found])
 
+    def correlation(found: np.ndarray) -> float:
+        return float(np.corrcoef(found.ravel(), maps.ravel())[0, 1])
+
     maps, scores = outputs(graphs.fp32)
-    unsigned = np.square(outputs(graphs.onnxruntime)[0] - maps).mean() ** 0.5
-    for path in (graphs.int8, graphs.int8_in_fp32):
+    plain, _ = outputs(graphs.onnxruntime)
+    unsigned = np.square(plain - maps).mean() ** 0.5
+    row = [correlation(plain)]
+    for path in (graphs.int8_in_fp32, graphs.int8):
         got, score = outputs(path)
-        assert np.corrcoef(got.ravel(), maps.ravel())[0, 1] >= 0.95, path
+        row.append(correlation(got))
+        assert row[-1] >= 0.95, path
         assert np.median(np.abs(score / scores - 1.0)) <= 0.25, path
         assert np.square(got - maps).mean() ** 0.5 <= 2.0 * unsigned + 1e-3 * maps.std(), path
+    cells = " | ".join(f"{value:.4f}" for value in row)
+    record_property("correlations", f"| `{graphs.kind}` | {cells} |")
+
+
+def test_the_memory_is_searched_by_integer_products(graphs: Graphs) -> None:
+    """Explicit Q/DQ on both sides of the product whose largest value names a stored token."""
+    model = onnx.load(graphs.int8)
+    producer = {out: node for node in model.graph.node for out in node.output}
+    constants = {t.name: t for t in model.graph.initializer}
+
+    def product_behind(node: NodeProto) -> NodeProto:
+        return node if node.op_type in {"MatMul", "Gemm"} else product_behind(above(node))
+
+    def above(node: NodeProto) -> NodeProto:
+        return producer[node.input[0]]
+
+    products = [product_behind(n) for n in model.graph.node if n.op_type == "ArgMax"]
+    assert bool(products) == (graphs.kind == "metal-features")
+    for product in products:
+        activation, bank = (producer[name] for name in product.input[:2])
+        assert (activation.op_type, bank.op_type) == ("DequantizeLinear",) * 2
+        assert above(activation).op_type == "QuantizeLinear"
+        assert constants[bank.input[0]].data_type == TensorProto.INT8
 
 
 def test_the_graph_for_onnxruntime_is_refused_for_its_unsigned_activations(tiny: Graphs) -> None:

@@ -63,6 +63,7 @@ class PresetName(StrEnum):
     PRODUCTS = "products"
     TEXTURES = "textures"
     FINE = "fine"
+    FAST = "fast"
 
 
 class MaskName(StrEnum):

@@ -231,7 +231,8 @@ def _metal(options: TrainOptions) -> MetalConfig:
 
 
 def _over_tokens(config: type[Tokens], options: TrainOptions) -> Tokens:
-    given = (PRESETS[options.preset] if config is MetalFeaturesConfig else {}) | _given(options)
+    preset = PRESETS[options.preset] if config is MetalFeaturesConfig else {}
+    given = preset | _given(options)
     if options.levels is not None:
         given["levels"] = tuple(part.strip() for part in options.levels.split(","))
     if options.radius is not None:
@@ -245,9 +246,9 @@ def _over_tokens(config: type[Tokens], options: TrainOptions) -> Tokens:
         return config.for_vit(backbone, **given)
     if (size := options.image_size) is not None:
         # As many pixels per token as in the default, or as the preset has.
-        finer = given.get("grid", GRID) // GRID
-        given["grid"], rest = finer * (size // TOKEN_STRIDE), size % DEEPEST_STRIDE
-        if rest:
+        default_size = preset.get("image_size", GRID * TOKEN_STRIDE)
+        given["grid"] = size * preset.get("grid", GRID) // default_size
+        if rest := size % DEEPEST_STRIDE:
             raise SettingsError(
                 f"--image-size {size} is not a multiple of {DEEPEST_STRIDE}",
                 f"e.g. --image-size {size + DEEPEST_STRIDE - rest}",

@@ -28,6 +28,10 @@ def bench(  # noqa: PLR0917  (the command's options)
     minutes: Annotated[float, typer.Option(min=0.01, help="Training budget.")] = 1.0,
     turns: Annotated[int, typer.Option(min=5, help="Timed calls of each network.")] = 100,
     starts: Annotated[int, typer.Option(min=1, help="Timed starts of the daemon.")] = 5,
+    anomalib: Annotated[
+        Path | None,
+        typer.Option(help="Virtual environment with anomalib; default: a stand-in for it."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Pictures, run, bundles.")] = Path("build/bench"),
     paper: Annotated[
         bool, typer.Option("--paper", help="Only count bytes and MACs, without measuring.")
@@ -55,9 +59,9 @@ def bench(  # noqa: PLR0917  (the command's options)
                 step = world.counted(advance)
                 content = text = as_markdown(costs(networks(names), step))
         else:
-            from tools.bench.run import measure  # noqa: PLC0415
+            from tools.bench.run import Effort, measure  # noqa: PLC0415
 
-            found = measure(out, run, world, minutes=minutes, turns=turns, starts=starts)
+            found = measure(out, run, anomalib, world, Effort(minutes, turns, starts))
             content, text = lines.as_markdown(found), lines.as_text(found)
         facts = page.circumstances(machine(), world.utc(), command)
     say_result(f"{text}\n\n{facts}")

@@ -36,19 +36,28 @@ class Case:
         return load_images(self.dataset.test[:1], size.width, size.height, size.crop)
 
 
-def prepare(folder: Path, run: Path | None, minutes: float) -> Case:
+def prepare(
+    folder: Path,
+    run: Path | None,
+    minutes: float,
+    *,
+    preset: str = "products",
+    data: Path | None = None,
+) -> Case:
     """Trains on the simulated line, unless a run is given, and builds the bundles.
 
     Args:
         folder: for pictures, run and bundles; what is there is used again.
         run: a finished run to measure in place of a fresh one.
         minutes: training budget.
+        preset: which network of `metal-features` is trained.
+        data: pictures to train on in place of the simulated line.
 
     Raises:
         MetalEdgeError: a command failed; its message is on the terminal.
     """
     if run is None:
-        data, run = folder / "line", folder / f"run-{minutes:g}"
+        data, run = data or folder / "line", folder / f"run-{preset}-{minutes:g}"
         if not data.is_dir():
             with progress("rendering the simulated line") as advance:
                 write_dataset(
@@ -59,14 +68,15 @@ def prepare(folder: Path, run: Path | None, minutes: float) -> Case:
                     PER_DEFECT,
                     lambda done, total: advance(done, total, ""),
                 )
-        _metal_edge("train", data, "-o", run, "--max-minutes", f"{minutes:g}")
+        given = ("--preset", preset, "--max-minutes", f"{minutes:g}")
+        _metal_edge("train", data, "-o", run, *given)
     opened = open_run(run)
     dataset = load_dataset(opened.root)
     if not dataset.test:
         raise SettingsError(f"{opened.root} has no test pictures", "give the run of a full set")
     bundles = {}
     for precision in PRECISIONS:
-        bundle = folder / f"{precision}.bundle"
+        bundle = folder / f"{preset}-{precision}.bundle"
         _metal_edge("build-engine", run, "--precision", precision, "-o", bundle)
         bundles[precision] = Bundle.open(bundle)
     return Case(opened, dataset, bundles)

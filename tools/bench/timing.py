@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from metal_edge.models.base import AnomalyModel
 from metal_edge.models.scoring import AnomalyScorer
+from metal_edge.runtime.base import Runner
 from metal_edge.runtime.load import load_runner
-from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
 from metal_edge.runtime.timing import take_turns
 from tools.bench.case import Case
 
-EAGER, RIVAL = "eager", "rival"
+EAGER = "eager"
 
 
 def bare(precision: str) -> str:
@@ -43,7 +43,6 @@ def one_pinned_thread() -> Iterator[None]:
 def time_networks(
     case: Case,
     model: AnomalyModel,
-    rival: Path | None,
     seconds: Callable[[], float],
     *,
     turns: int,
@@ -53,11 +52,10 @@ def time_networks(
 
     Args:
         model: the checkpoint that the bundles were built from.
-        rival: an ONNX file that takes the same frame; None leaves it out.
         seconds: a monotonic clock.
 
     Returns:
-        By name: EAGER, "fp32" and "int8" (`Runner.run`), `bare` of both, RIVAL.
+        By name: EAGER, "fp32" and "int8" (`Runner.run`), `bare` of both.
     """
     frame = case.frame()
     with one_pinned_thread(), ExitStack() as stack:
@@ -66,10 +64,25 @@ def time_networks(
             runner = stack.enter_context(load_runner(bundle, threads=1))
             calls[name] = _running(runner.run, frame)
             calls[bare(name)] = _bare(bundle.model_path, frame)
-        if rival is not None:
-            calls[RIVAL] = _running(stack.enter_context(OnnxRuntimeRunner(rival)).run, frame)
         times = take_turns(list(calls.values()), turns, seconds, on_turn)
     return dict(zip(calls, times.T, strict=True))
+
+
+def time_runners(
+    runners: Mapping[str, Runner],
+    frame: NDArray[np.uint8],
+    seconds: Callable[[], float],
+    *,
+    turns: int,
+    on_turn: Callable[[int], None],
+) -> Mapping[str, NDArray[np.float64]]:
+    """Milliseconds per turn of every runner on the same frame, by name.
+
+    Pin the thread before the runners are made: some start threads of their own.
+    """
+    calls = [_running(runner.run, frame) for runner in runners.values()]
+    times = take_turns(calls, turns, seconds, on_turn)
+    return dict(zip(runners, times.T, strict=True))
 
 
 def _running(

@@ -9,7 +9,8 @@
 #   make synthetic   a head trained on synthetic defects beside the paper's network (HEAD_MINUTES=4)
 #   make opinions    context at several radii, students and memory, alone and multiplied (RADII=1,4)
 # And one the promises of speed, size and start-up, in minutes, on an idle machine:
-#   make bench       bar, measured, reached or missed (RUN=folder MINUTES=1 TURNS=100 WRITE=1 for the docs)
+#   make bench       bar, measured, reached or missed (RUN=folder MINUTES=1 TURNS=100 WRITE=1 for the docs;
+#                    ANOMALIB=1: against anomalib's own PatchCore, about 1 GB to fetch, 2 GB below build/)
 # And two the daemon as a process beside a real broker, on an idle machine:
 #   make bench-daemon   latency that it adds, rate (TURNS=5 THREADS=1 BUNDLE=folder WRITE=1)
 #   make soak        memory, threads, descriptors at full rate (MINUTES=30 FAULTS=1: broker and camera die)
@@ -89,10 +90,13 @@ opinions: setup
 	$(BIN)/python -m tools.opinions $(or $(DATA),$(error name a set: make opinions DATA=folder)) \
 	  --threads $(THREADS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(RADII),--radii $(RADII))
 
+# OpenVINO runs rivals only, so it is no part of the set-up; anomalib has an environment of its own.
 bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(if $(ANOMALIB),bash tools/bench/anomalib.sh build/anomalib)
 	BENCH_COMMAND='make bench $(strip $(MAKEOVERRIDES))' $(BIN)/python -m tools.bench \
 	  $(if $(RUN),--run $(RUN)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(TURNS),--turns $(TURNS)) \
-	  $(if $(WRITE),--docs $(DOCS))
+	  $(if $(ANOMALIB),--anomalib build/anomalib) $(if $(WRITE),--docs $(DOCS))
 
 bench-daemon: setup
 	BENCH_COMMAND='make bench-daemon $(strip $(MAKEOVERRIDES))' $(BIN)/python -m tools.bench_daemon \

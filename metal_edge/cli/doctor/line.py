@@ -14,6 +14,7 @@ from metal_edge.cli.doctor.certificates import check_tls
 from metal_edge.cli.doctor.finding import Finding, Level, failure
 from metal_edge.cli.doctor.places import check_metrics, check_permissions, check_places
 from metal_edge.cli.doctor.running import running_daemon
+from metal_edge.cli.doctor.watchdog import check_watchdog, slowest_inference_s
 from metal_edge.daemon.changeover.proving import DEFAULT, prove, release, sources
 from metal_edge.errors import MetalEdgeError
 from metal_edge.runtime.shared import Engines
@@ -43,6 +44,7 @@ def check_line(config: Path) -> list[Finding]:
 def _models(settings: LineSettings) -> list[Finding]:
     """The bundles of the settings, and of each recipe: hashes, engine, golden images."""
     findings = []
+    slowest_s = 0.0
     for recipe in (DEFAULT, *sorted(settings.recipes)):
         check = "bundle" if recipe == DEFAULT else f"recipe {recipe}"
         try:
@@ -60,8 +62,16 @@ def _models(settings: LineSettings) -> list[Finding]:
                 f" {len(golden.images)} golden images within {golden.tolerance:.2g}"
                 f" (off by {proven.golden_difference[camera_id]:.2g})"
             )
-        release(proven.models)
+        try:
+            slowest_s = max(slowest_s, slowest_inference_s(proven.models.values()))
+        except MetalEdgeError as error:
+            findings.append(failure(check, error))
+            continue
+        finally:
+            release(proven.models)
         findings.append(Finding(Level.OK, check, "; ".join(parts)))
+    if slowest_s:
+        findings.append(check_watchdog(settings, slowest_s, os.environ, os.getpid()))
     return findings
 
 

@@ -123,8 +123,12 @@ def _build(
     try:
         chosen = chooser.build(attention)
     except MetalEdgeError as error:
-        write_text(failed, chooser.log.text)
-        raise type(error)(error.what, f"{error.remedy}; all its words: {failed}") from error
+        where = f"all its words: {failed}"
+        try:
+            write_text(failed, chooser.log.text)
+        except OutputError as full:  # often the same reason, and never the one that matters
+            where = f"its log is lost: {full.what}"
+        raise type(error)(error.what, f"{error.remedy}; {where}") from error
     ended = clock()
     build = {
         "precision": chooser.bundle.manifest.precision,

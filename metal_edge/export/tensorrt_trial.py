@@ -161,7 +161,7 @@ def main(
 
 def _end_with_parent() -> None:
     """A build of minutes that nobody waits for must not go on."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None)["prctl"](_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _emitter() -> Emit:

@@ -30,6 +30,7 @@ from metal_edge.export.parity import (
     GoldenCandidate,
     Margin,
     Parity,
+    ParityError,
     clear_candidates,
     compare,
     decision_margin,
@@ -126,6 +127,7 @@ def build_bundle(run: OpenRun, destination: Path, options: BuildOptions) -> Buil
     precision = options.precision
     staged, plain = run.path / f".{precision}.onnx", run.path / f".{precision}-plain.onnx"
     split = resolve_split(run.record.split, run.root)
+    int8: Int8Built | None = None
     try:
         conversion, int8 = _convert(run, source, staged, split, options)
         baseline = save_baseline(conversion, plain)
@@ -144,6 +146,10 @@ def build_bundle(run: OpenRun, destination: Path, options: BuildOptions) -> Buil
         )
         bundle = write_bundle(destination, parts)
         record = _record(run, source, options, int8, judged, parity) if options.record else None
+    except ParityError:
+        for warning in int8.frames.warnings if int8 else ():
+            say(f"warning: {warning}")  # it may be the reason
+        raise
     finally:
         staged.unlink(missing_ok=True)
         plain.unlink(missing_ok=True)

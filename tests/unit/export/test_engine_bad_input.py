@@ -133,8 +133,8 @@ def test_a_disk_without_space_for_the_plan(
     refused = call("build-engine", source, "--backend", "tensorrt", "-o", old)
     assert refused.code == (69 if fails else 73), refused
     assert "No space left on device" in refused.error
-    assert ("its log is lost" in refused.error) == fails
-    assert ("node 7" in refused.error) == fails
+    assert ("node 7" if fails else "cannot write") in refused.error
+    assert "its log is lost" in refused.error
     assert listing(old) == before
     assert not [path for path in small_disk.iterdir() if path.is_dir()]
     machine.check_released()

@@ -58,7 +58,7 @@ check: setup
 	$(BIN)/pytest -q tests/unit/test_layering.py
 
 test: check
-	$(BIN)/pytest -q --durations=20 tests
+	$(BIN)/pytest -q --durations=20 -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
 
 format: setup
 	$(BIN)/ruff format metal_edge tests tools

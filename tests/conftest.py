@@ -1,15 +1,19 @@
 """Lies here so that pytest puts `tests/` on the path (test modules import `support.*`), keeps
-`pytest tests` from what has a make target of its own, and lets properties take their time.
+`pytest tests` from what has a make target of its own, and makes a busy machine no reason to fail.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A busy machine is no defect of what is tested.
+# Before torch is imported. Two workers, or a worker and its daemon, that each spin on all cores
+# take ten times as long as one after the other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 

@@ -13,6 +13,7 @@ import pytest
 from support.broker import Broker, Listener, find_mosquitto
 from support.cli import Call, Trained, called, train_once
 from support.daemon_process import Daemon, write_settings
+from support.once import once
 from support.tiny_bundle import build_bundle, write_image
 
 StartDaemon = Callable[..., Daemon]
@@ -61,7 +62,7 @@ def start(line: Path, broker: Broker) -> Iterator[StartDaemon]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """One small trained run for every test of the command line."""
-    return train_once(tmp_path_factory.mktemp("trained"))
+    return Trained(once(tmp_path_factory, "trained", train_once))
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from torch import allclose
 
 from metal_edge.models.checkpoint import load_tensors
 
-pytestmark = pytest.mark.timeout(200)
-
 OPTIONS = (
     *("--epochs", 6, "--batch-size", 5, "--max-minutes", 1000),
     *("--train-precision", "fp32", "--seed", 5, "--accelerator", "cpu"),

@@ -15,12 +15,10 @@ from torch import Tensor, equal, uint8
 from metal_edge.bundle import Bundle
 from metal_edge.models.checkpoint import load_tensors
 
-pytestmark = pytest.mark.timeout(120)
-
 # A budget of time would bend the learning rate by how long the pauses were.
 OPTIONS = (
     *("--epochs", 10, "--batch-size", 5, "--max-minutes", 1000),
-    *("--train-precision", "fp32", "--seed", 5),
+    *("--train-precision", "fp32", "--seed", 5, "--image-size", 128),
 )
 
 

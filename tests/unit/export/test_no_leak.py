@@ -7,6 +7,7 @@ reconstructions must be bitwise what they were.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from onnx.utils import Extractor
 from metal_edge.export.onnx_model import onnx_from_model, save_model
 from metal_edge.export.precision import EnginePrecision, write_precision
 from metal_edge.models.attention import MaskRule
-from metal_edge.models.base import AnomalyModel
 from metal_edge.models.features import MetalFeatures, MetalFeaturesConfig, allowed_tokens
-from metal_edge.models.metal import Metal, MetalConfig
+from metal_edge.models.metal import MetalConfig
+from metal_edge.models.registry import build_model
 
 GRID = 4
 Rebuild = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -44,19 +45,28 @@ def error_sub(graph: onnx.ModelProto, shapes: tuple[list[int], list[int]]) -> on
     return found
 
 
+@cache  # one export for both precisions
+def exported(config: MetalConfig | MetalFeaturesConfig) -> bytes:
+    torch.manual_seed(0)
+    return onnx_from_model(build_model(config).eval()).SerializeToString()
+
+
 def converted_rebuild(
-    model: AnomalyModel, shape: list[int], precision: EnginePrecision, folder: Path
+    config: MetalConfig | MetalFeaturesConfig,
+    shape: list[int],
+    precision: EnginePrecision,
+    folder: Path,
 ) -> Rebuild:
     """Target to reconstruction in the graph at `precision`, float32 in and out.
 
     Args:
         shape: of both, without the batch.
     """
-    save_model(onnx_from_model(model), folder / "fp32.onnx")
-    size = model.config.image_size
+    source = onnx.load_from_string(exported(config))
+    save_model(source, folder / "fp32.onnx")
+    size = config.image_size
     frames = np.random.default_rng(1).integers(0, 256, (12, size, size, 3), dtype=np.uint8)
     write_precision(folder / "fp32.onnx", folder / "out.onnx", precision, frames)
-    source = onnx.load(folder / "fp32.onnx")
     sub = error_sub(source, (shape, shape))
     graph = onnx.shape_inference.infer_shapes(onnx.load(folder / "out.onnx"))
     (same,) = (node for node in graph.graph.node if node.name == sub.name)
@@ -81,13 +91,11 @@ def converted_rebuild(
 @pytest.mark.parametrize("precision", [EnginePrecision.FP16, EnginePrecision.INT8])
 @pytest.mark.parametrize("radius", [0, 1])
 def test_squares_and_rows(precision: EnginePrecision, radius: int, tmp_path: Path) -> None:
-    torch.manual_seed(0)
     config = MetalConfig(
         image_size=32, patch_size=8, embedding=16, heads=2, mask=MaskRule.ZEROLEAK, radius=radius,
         shapes=("squares",) if radius else ("squares", "rows"), blocks=2,
     )  # fmt: skip
-    model = Metal(config).eval()
-    rebuild = converted_rebuild(model, [3, 32, 32], precision, tmp_path)
+    rebuild = converted_rebuild(config, [3, 32, 32], precision, tmp_path)
     noise = np.random.default_rng(2)
     image = noise.random((1, 3, 32, 32), dtype=np.float32)
     before = rebuild(image)
@@ -103,13 +111,11 @@ def test_squares_and_rows(precision: EnginePrecision, radius: int, tmp_path: Pat
 
 @pytest.mark.parametrize("precision", [EnginePrecision.FP16, EnginePrecision.INT8])
 def test_tokens_of_features(precision: EnginePrecision, tmp_path: Path) -> None:
-    torch.manual_seed(0)
     config = MetalFeaturesConfig(
         image_size=64, grid=GRID, width=16, heads=4, students=False, memory=0, depth=2
     )
-    model = MetalFeatures(config).eval()
-    channels = sum(model.channels)
-    rebuild = converted_rebuild(model, [GRID**2, channels], precision, tmp_path)
+    channels = sum(MetalFeatures(config).channels)
+    rebuild = converted_rebuild(config, [GRID**2, channels], precision, tmp_path)
     noise, allowed = np.random.default_rng(2), allowed_tokens(GRID, config.radius)
     tokens = noise.normal(size=(1, GRID**2, channels)).astype(np.float32)
     before = rebuild(tokens)

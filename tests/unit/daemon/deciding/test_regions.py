@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
@@ -31,6 +32,11 @@ AREA: Area = (10, 20, 12, 20)
 
 def edges(corners: Corners) -> list[tuple[list[Fraction], list[Fraction]]]:
     """In map pixels, exact."""
+    return _edges(tuple(corners))
+
+
+@cache  # asked for each pixel, and slow in fractions
+def _edges(corners: tuple[tuple[float, float], ...]) -> list[tuple[list[Fraction], ...]]:
     points = [[Fraction(x - 10) / 2, Fraction(y - 20) / 4] for x, y in corners]
     return list(zip(points, [*points[1:], points[0]], strict=True))
 

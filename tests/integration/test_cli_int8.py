@@ -22,6 +22,7 @@ from metal_edge.cli.workflow import open_run
 from metal_edge.data import load_dataset
 from metal_edge.export import attention_surgery
 from metal_edge.export.precision import Conversion, EnginePrecision, write_fp16
+from metal_edge.quantize.sweep import try_each
 
 INT8 = ("--precision", "int8", "--no-sweep")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxsim
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -55,3 +57,13 @@ def test_a_fixed_batch_is_in_the_graph_and_agrees(network: Metal, tmp_path: Path
     assert [t.type.tensor_type.shape.dim[0].dim_value for t in tensors] == [3, 3, 3]
     (tmp_path / "m.onnx").write_bytes(graph.SerializeToString())
     assert check_parity(network, tmp_path / "m.onnx", probe_images(32), batch=3) < 1e-4
+
+
+def test_nothing_is_left_to_simplify(fp32: Path) -> None:
+    """Constants are folded and shapes computed, as onnxsim would do it again."""
+    model = onnx.load(fp32)
+    again, ok = onnxsim.simplify(model)
+    assert ok
+    assert Counter(n.op_type for n in model.graph.node) == Counter(
+        n.op_type for n in again.graph.node
+    )

@@ -104,6 +104,20 @@ def test_a_memory_is_stored_once_and_in_int8(case: Case) -> None:
     assert [t.data_type for t in stored if len(t.dims) == 2] == [TensorProto.INT8] * len(MEMORIES)
 
 
+def test_of_biases_no_zero_points_are_stored(case: Case) -> None:
+    model = onnx.load(case.int8)
+    kinds = {t.name: t.data_type for t in model.graph.initializer}
+    biases = [
+        node
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and kinds.get(node.input[0]) == TensorProto.INT32
+    ]
+    assert biases
+    assert {len(node.input) for node in biases} == {2}
+    read = {name for node in model.graph.node for name in node.input}
+    assert set(kinds) <= read, "nothing is stored that nobody reads"
+
+
 @pytest.mark.parametrize("strange", [False, True])
 def test_no_distance_is_below_that_to_the_nearest_stored_token(case: Case, strange: bool) -> None:
     """Nor far above it, where the picture is of the kind that calibration saw."""

@@ -20,6 +20,7 @@ from metal_edge.quantize.int8 import calibrate
 from metal_edge.quantize.tensorrt_qdq import (
     Calibration,
     QuantisedLayer,
+    read_amplitudes,
     read_calibration,
     tensorrt_int8,
     write_tensorrt_int8,
@@ -82,6 +83,15 @@ def test_scales_and_weights_are_those_of_calibration(files: Files) -> None:
     unsigned = read_calibration(onnx.load(files.ort)).layers["first"]
     assert (constants["model.block.0.weight_int8"] == unsigned.weight).all()
     assert constants["model.block.0.weight_scale"].shape == (4,)
+
+
+def test_ranges_of_results_go_along_though_results_are_not_quantised(files: Files) -> None:
+    """What replaces the attention between two layers needs them."""
+    write_tensorrt_int8(files.fp32, files.ort, files.made)
+    quantised = {node.input[0] for node in nodes_of(onnx.load(files.ort), "QuantizeLinear")}
+    assert quantised == {"pixels", "hidden"}
+    wanted = {name: files.ranges[name].amplitude for name in ("pixels", "hidden", "out")}
+    assert read_amplitudes(onnx.load(files.made)) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("base", ["fp32", "fp16"])

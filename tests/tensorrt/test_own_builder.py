@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 from support.tensorrt_graphs import Graphs
 
+from metal_edge.errors import DataError
+from metal_edge.export.tensorrt_builder import BuildLog
+from metal_edge.export.tensorrt_children import run_job
+from metal_edge.export.tensorrt_trial import Job
+from tools.tensorrt import rtx
 from tools.tensorrt.rtx import OwnBuild, build_own
-from tools.tensorrt.wheels import UnobtainableError
+from tools.tensorrt.wheels import CACHE, UnobtainableError, combined
 
 
 def attempt(graph: Path) -> OwnBuild:
@@ -41,3 +48,32 @@ def test_a_truncated_file_is_refused(tiny: Graphs, tmp_path: Path) -> None:
     content = tiny.fp16.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     assert attempt(path).error.startswith(f"DataError: TensorRT cannot parse {path}")
+
+
+def test_a_process_of_auto_builds_and_passes_everything_on(
+    tiny: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT calls back from C++ in one process; words and steps arrive in this one."""
+    root = Path(rtx.__file__).parents[2]
+    try:
+        monkeypatch.setenv("PYTHONPATH", f"{combined('rtx', CACHE)}{os.pathsep}{root}")
+    except UnobtainableError as error:
+        pytest.skip(str(error))
+    steps: dict[str, int] = {}
+    log = BuildLog(lambda phase, done, _total: steps.update({phase: done}))
+    command = (sys.executable, "-m", "tools.tensorrt.rtx_trial_probe")
+    job = Job(
+        step="build",
+        name="native",
+        plugin=False,
+        model=tiny.fp16,
+        plan=tmp_path / "engine.plan",
+        bundle=tmp_path,
+    )
+    found = run_job(job, log, command=command)
+    assert found["bytes"] == job.plan.stat().st_size > 10_000
+    assert any(done > 0 for done in steps.values())
+    assert "Engine generation completed" in log.text
+    refused = job.model_copy(update={"model": tiny.onnxruntime})
+    with pytest.raises(DataError, match=r"TensorRT cannot parse .*DequantizeLinear"):
+        run_job(refused, log, command=command)

@@ -33,13 +33,14 @@ def main() -> None:
     answer: dict[str, Any] = {"bytes": 0, "error": ""}
     options = BuildOptions(workspace_mib=_WORKSPACE_MIB)
     try:
-        answer["bytes"] = len(build_plan(_for_sm86(), Path(sys.argv[1]), options, log))
+        answer["bytes"] = len(build_plan(for_sm86(), Path(sys.argv[1]), options, log))
     except MetalEdgeError as error:
         answer["error"] = f"{type(error).__name__}: {error}"
     json.dump(answer | {"phases": phases, "log": log.text}, sys.stdout)
 
 
-def _for_sm86() -> Any:
+def for_sm86() -> Any:
+    """TensorRT-RTX under TensorRT's name, whose builders build for SM 8.6."""
     trt: Any = importlib.import_module("tensorrt_rtx_bindings")
 
     class Builder(trt.Builder):  # type: ignore[misc]  # the package is untyped

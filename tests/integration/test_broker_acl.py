@@ -16,7 +16,6 @@ from support.wire import Wire
 from metal_edge.daemon.mqtt.command_fields import FIELDS
 
 pytestmark = [
-    pytest.mark.timeout(90),
     pytest.mark.skipif(
         find_mosquitto() is None or shutil.which("mosquitto_passwd") is None,
         reason="mosquitto is not installed",

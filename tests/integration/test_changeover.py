@@ -17,8 +17,6 @@ from support.tiny_bundle import build_bundle, describe_again, seal
 
 if TYPE_CHECKING:
     from conftest import StartDaemon
-
-pytestmark = pytest.mark.timeout(90)
 STRICT = 0.1  # good.png scores 0.2: rejected
 _ids = count(1)
 

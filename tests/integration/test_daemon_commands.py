@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from support.broker import Broker, Listener, wait_until
 from support.daemon_process import STATION
 from support.wire import Wire
 
 if TYPE_CHECKING:
     from conftest import StartDaemon
-
-pytestmark = pytest.mark.timeout(90)
 
 TRIGGER = b'{"trigger_id": "t1", "part_id": "good"}'
 

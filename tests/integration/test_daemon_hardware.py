@@ -13,8 +13,6 @@ from support.tiny_bundle import write_image
 if TYPE_CHECKING:
     from conftest import StartDaemon
 
-pytestmark = pytest.mark.timeout(90)
-
 
 @pytest.fixture
 def parts(line: Path) -> Path:

@@ -13,8 +13,6 @@ import pytest
 from support.broker import Broker, Listener, wait_until
 from support.daemon_process import Daemon, write_settings
 
-pytestmark = pytest.mark.timeout(90)
-
 
 def station(name: str) -> str:
     return f"metal/v1/enterprise/site/area/line/{name}"

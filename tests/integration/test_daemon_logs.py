@@ -78,7 +78,7 @@ def test_a_log_that_nobody_takes_stops_neither_decisions_nor_heartbeats(tmp_path
         os.close(writer)
         try:
             with Listener(broker) as heard:
-                wait_until(lambda: heard.all("state"), "the daemon's birth", 20)
+                wait_until(lambda: heard.all("state"), "the daemon's birth")
                 journald.send_signal(signal.SIGSTOP)
                 for number in range(60):  # 150 bytes of log each
                     heard.trigger(STATION, f"t{number}", "part")

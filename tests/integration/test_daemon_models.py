@@ -13,7 +13,6 @@ from support.daemon_process import STATION, Daemon, write_settings
 from metal_edge.demo.dataset import write_dataset
 from metal_edge.imaging import read_image, write_png
 
-pytestmark = pytest.mark.timeout(300)
 KINDS: dict[str, tuple[object, ...]] = {
     "metal": ("--shapes", "squares", "--epochs", 3),
     "metal-features": ("--image-size", 64, "--epochs", 3),

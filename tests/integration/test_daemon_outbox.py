@@ -21,8 +21,6 @@ from metal_edge.daemon.records.evidence_index import find
 
 if TYPE_CHECKING:
     from conftest import StartDaemon
-
-pytestmark = pytest.mark.timeout(120)
 OUTBOX = {"outbox": {"path": "state/outbox.sqlite"}}
 FREE_RUN = {"camera": {"mode": "latest", "fps": 20, "loop": True}}
 
@@ -60,7 +58,7 @@ def test_kill_9_loses_no_event_of_a_decision_that_was_heard(
             lambda h, s=session, n=life: h.data["session_id"] == s and h.data["seq"] > 3 + n,
         )
         daemon.process.send_signal(signal.SIGKILL)
-        daemon.process.wait(10)
+        daemon.exit_code()
     start(**OUTBOX)
     delivered(listener, session_after(listener, seen))
     heard = {h.data["event_id"] for h in listener.all("decision")}
@@ -78,7 +76,7 @@ def test_events_wait_for_a_broker_that_is_away_even_if_the_daemon_dies_meanwhile
         broker.kill()
         wait_until(lambda: daemon.log.count("sent=False") > 20, "decisions while offline")
         daemon.process.send_signal(signal.SIGKILL)
-        daemon.process.wait(10)
+        daemon.exit_code()
         unsent = daemon.log.count("sent=False")
         broker.start()
         listener.wait_subscribed()
@@ -161,7 +159,7 @@ def test_a_full_disk_degrades_the_line_and_loses_nothing(
             except OSError:
                 pass
         broker.kill()
-        wait_until(lambda: "outbox: disk full" in daemon.log, "the disk to be full", 30)
+        wait_until(lambda: "outbox: disk full" in daemon.log, "the disk to be full")
         wait_until(lambda: daemon.log.count("sent=False") > 20, "decisions while offline")
         with daemon.frozen():
             broker.start()

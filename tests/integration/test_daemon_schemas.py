@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
 from support.broker import Broker, Listener, wait_until
 from support.daemon_process import STATION
 from support.schemas import FOLDER, complaints
@@ -16,8 +15,6 @@ from metal_edge.daemon.mqtt.command_fields import FIELDS
 
 if TYPE_CHECKING:
     from conftest import StartDaemon
-
-pytestmark = pytest.mark.timeout(90)
 
 GOOD = {
     "trigger": {"trigger_id": "t9", "part_id": "good", "encoder": 4711},

@@ -12,8 +12,6 @@ from support.broker import Broker, Listener
 from support.daemon_process import STATION, Daemon, write_settings
 from support.tiny_bundle import build_bundle, write_image
 
-pytestmark = pytest.mark.timeout(90)
-
 VIEWS = """
 [[views]]
 kind = "folder"

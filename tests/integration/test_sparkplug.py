@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from support.broker import Broker, Listener, wait_until
 from support.daemon_process import STATION
 from support.sparkplug_proto import Payload, decode, values
@@ -13,8 +12,6 @@ from support.wire import Wire
 
 if TYPE_CHECKING:
     from conftest import StartDaemon
-
-pytestmark = pytest.mark.timeout(90)
 
 NODE = "line-station"
 SPARKPLUG = {"sparkplug": {"group_id": "acme"}}
@@ -147,7 +144,7 @@ def test_the_next_connection_has_the_next_bdseq_and_todays_values(
         with daemon.frozen():  # births are not retained: the host must be back first
             broker.start()
             host.wait_subscribed()
-        births = wait_until(lambda: host.all("NBIRTH")[1:], "another birth", 20)
+        births = wait_until(lambda: host.all("NBIRTH")[1:], "another birth")
         assert values(births[0])["bdSeq"] == 1, "attempts without a CONNECT do not count"
         host.until("DBIRTH", 2)
         later = [m for m in host.messages[before:] if m.topic.split("/")[2] == "DBIRTH"]

@@ -29,7 +29,10 @@ def find_mosquitto() -> str | None:
     return shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
+PATIENCE_S = 30.0  # on a busy machine; who waits in vain has failed anyway
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
     """Polls until `condition` gives something true; fails the test with `what` after the limit."""
     end = time.monotonic() + timeout_s
     while True:
@@ -188,7 +191,7 @@ class Listener:
         properties.ResponseTopic = response
         properties.CorrelationData = correlation
         info = self._client.publish(f"{station}/cmd/{verb}", payload, qos=1, properties=properties)
-        info.wait_for_publish(10)
+        info.wait_for_publish(PATIENCE_S)
 
     def wipe(self) -> None:
         """Forgets what was heard."""
@@ -197,7 +200,7 @@ class Listener:
 
     def wait_subscribed(self) -> None:
         """Returns when it hears the broker, again if need be."""
-        assert self._subscribed.wait(10)
+        assert self._subscribed.wait(PATIENCE_S)
 
     def all(self, name: str) -> list[Heard]:
         """Everything heard so far whose topic ends in `name`."""
@@ -208,7 +211,7 @@ class Listener:
         self,
         name: str,
         wanted: Callable[[Heard], bool] = lambda heard: True,
-        timeout_s: float = 10.0,
+        timeout_s: float = PATIENCE_S,
     ) -> Heard:
         """The first message on `.../name` that is wanted; already heard ones count."""
 
@@ -219,7 +222,7 @@ class Listener:
         assert isinstance(found, Heard)
         return found
 
-    def verdict(self, trigger_id: str, timeout_s: float = 10.0) -> dict[str, Any]:
+    def verdict(self, trigger_id: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """The decision on one trigger."""
         data = self.wait(
             "decision", lambda heard: heard.data["trigger_id"] == trigger_id, timeout_s

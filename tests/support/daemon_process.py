@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from support.broker import Broker, Listener, wait_until
+from support.broker import PATIENCE_S, Broker, Listener, wait_until
 
 STATION = "metal/v1/enterprise/site/area/line/station"
 
@@ -92,18 +92,18 @@ class Daemon:
             found = [h.data for h in listener.all("state") if h.data["status"] == "online"]
             return found[-1] if found else None
 
-        state = wait_until(born, "the daemon's birth", 20)
+        state = wait_until(born, "the daemon's birth", 2 * PATIENCE_S)
         assert isinstance(state, dict)
         return state
 
-    def exit_code(self, timeout_s: float = 20.0) -> int:
+    def exit_code(self, timeout_s: float = PATIENCE_S) -> int:
         """Waits for the end."""
         return self.process.wait(timeout_s)
 
     def stop(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.exit_code(10)
+        return self.exit_code()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -44,6 +44,11 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = PATIE
         time.sleep(0.01)
 
 
+def busy(seconds: float) -> float:
+    """A limit that an idle machine keeps, longer by as much as others take their share."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))

@@ -91,7 +91,7 @@ def test_a_connection_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     began = time.monotonic()
     with pytest.raises(CameraError, match="did not answer"):
         camera.open()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     let_go.set()
     wait_until(lambda: bool(camera.sources) and camera.sources[0].closed, "its late connection")
 
@@ -136,7 +136,7 @@ def test_the_deciding_thread_never_waits_for_the_driver(told: MakeTold) -> None:
     with pytest.raises(CameraTimeoutError):
         camera.grab(0.1)
     camera.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     for_ever.set()
 
 

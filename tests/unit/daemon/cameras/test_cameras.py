@@ -397,6 +397,6 @@ def test_a_read_that_never_returns_does_not_hold_up_the_end(
         camera.grab(0.05)
     began = time.monotonic()
     camera.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10  # of the 30 that the read takes
     assert "secret" not in caplog.text and "left behind" in caplog.text
     for_ever.set()

@@ -97,18 +97,18 @@ def test_a_command_that_is_not_there() -> None:
 
 
 def test_a_process_that_hangs_is_killed(tmp_path: Path) -> None:
-    """Its word puts the limit off: without it, the limit would be reached before `and here`."""
+    """Its words put the limit off: without them, it would be reached before `and now`."""
     pid = tmp_path / "pid"
     code = (
         f"open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
-        "for word in ('still here', 'and here'):\n"
+        "for word in ('still here', 'and here', 'and now'):\n"
         "    time.sleep(2); say('note', ['INFO', word])\n"
         "time.sleep(600)"
     )
     log = quiet()
-    with pytest.raises(UnavailableError, match=r"its process hung: no word for 3 s"):
-        run_job(JOB, log, command=child(code), silence_s=3.0)
-    assert log.text == "INFO still here\nINFO and here\n"
+    with pytest.raises(UnavailableError, match=r"its process hung: no word for 5 s"):
+        run_job(JOB, log, command=child(code), silence_s=5.0)
+    assert log.text == "INFO still here\nINFO and here\nINFO and now\n"
     assert not alive(int(pid.read_text()))
 
 

@@ -118,7 +118,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "levels": ("stride4", "stride8", "stride16-early"),
         "context": False,
         "hidden": 32,
-        "memory": 900,
+        "memory": 700,
         "memory_weight": 8.0,
         "blur_sigma": 4.0,
     },

@@ -50,7 +50,7 @@ def test_train_evaluate_calibrate_export_and_build(
         "anovit": ("--model", "anovit", *small, "--epochs", 10),
         "textures": ("--model", "metal-features", *small, "--preset", "textures", "--epochs", 3),
         "fine": ("--model", "metal-features", *small, "--preset", "fine", "--epochs", 3),
-        "gradients": ("--model", "metal", "--error", "gradients", *small, "--epochs", 3),
+        "gradients": ("--model", "metal", "--error", "gradients", "--epochs", 3),
     }
     for name, options in kinds.items():
         run, bundle = tmp_path / name, tmp_path / f"{name}.bundle"

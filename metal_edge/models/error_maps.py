@@ -11,6 +11,7 @@ from metal_edge.models.smoothing import enlarging_matrix
 _SCALES = (1, 2, 4)  # pixels per cell
 _C = 0.0026  # Xue et al. 2014: 170 for values up to 255, here for values up to 1
 _TINY = 1e-12  # the root's slope at 0
+_SHORTEST = 1e-12  # a vector without length has no direction: it stays short
 
 
 class GradientError(nn.Module):
@@ -69,3 +70,17 @@ def slope(image: Tensor, cell: int) -> Tensor:
 def _mean(differences: Tensor, cell: int, window: tuple[int, int]) -> Tensor:
     cells = F.avg_pool2d(differences.mean(dim=1, keepdim=True), cell)
     return F.avg_pool2d(cells, window, stride=1)[:, 0]
+
+
+def direction_distance(got: Tensor, wanted: Tensor) -> Tensor:
+    """[B, N, C] twice -> [B, N]: Euclidean distance of the L2-normalised vectors, 0..2.
+
+    `F.normalize` would do, but exports a node that repeats each norm over all channels.
+    """
+    return (_direction(got) - _direction(wanted)).square().sum(dim=-1).sqrt()
+
+
+def _direction(vectors: Tensor) -> Tensor:
+    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    directions: Tensor = vectors / norms.clamp_min(_SHORTEST)
+    return directions

@@ -31,6 +31,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from metal_edge.models.attention import MASKED_SCORE
+from metal_edge.models.error_maps import direction_distance
 from metal_edge.models.memory import TokenMemory
 from metal_edge.models.tokens import TokenConfig, TokenModel
 from metal_edge.models.whitening import Moments, Whitening
@@ -272,8 +273,7 @@ class MetalFeatures(TokenModel):
             for group, whitening in zip(self.judged, self.whitenings, strict=True):
                 errors.append(whitening(residual[..., group]).square().mean(dim=-1).sqrt())
         for got, wanted in students:
-            difference = F.normalize(got, dim=-1) - F.normalize(wanted, dim=-1)
-            errors.append(difference.square().sum(dim=-1).sqrt())
+            errors.append(direction_distance(got, wanted))
         remembered = self._remembered(target)
         for depth, memory in self._memory_of_depth():
             errors.append(memory(remembered[..., depth]))

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from metal_edge.models.error_maps import direction_distance
 from metal_edge.models.smoothing import box_matrix, smoothing_matrix
 from metal_edge.models.tokens import TokenConfig, TokenModel
 
@@ -89,8 +90,7 @@ class L2BT(TokenModel):
         product = target.new_ones(())
         for got, wanted in self._pairs(reconstruction, target):
             # First node after the reconstruction in the exported graph: what follows stays FP32.
-            difference = F.normalize(got, dim=-1) - F.normalize(wanted, dim=-1)
-            product = product * difference.square().sum(dim=-1).sqrt()
+            product = product * direction_distance(got, wanted)
         if len(self.links) > 2:
             product = product ** (2.0 / len(self.links))
         return product.reshape(-1, self.config.grid, self.config.grid)

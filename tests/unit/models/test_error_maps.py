@@ -1,4 +1,4 @@
-"""Gradient similarity: against a plain reference, its laws, and its graph."""
+"""Gradient similarity and distance of directions: against a plain reference, laws, graphs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import ModelProto
 from pydantic import ValidationError
@@ -14,7 +17,7 @@ from scipy.ndimage import convolve
 from torch import Tensor
 
 from metal_edge.export.onnx_model import check_parity, onnx_from_model, probe_images, save_model
-from metal_edge.models.error_maps import GradientError, slope
+from metal_edge.models.error_maps import GradientError, direction_distance, slope
 from metal_edge.models.metal import ErrorKind, Metal, MetalConfig
 from metal_edge.quantize.layers import linear_layers, nodes_after_reconstruction
 
@@ -98,3 +101,25 @@ def test_the_graph_agrees_and_the_whole_error_stays_fp32(tmp_path: Path) -> None
     assert {node.name for node in roots} <= nodes_after_reconstruction(graph)
     squared = onnx_from_model(Metal(config.model_copy(update={"error": ErrorKind.SQUARED})))
     assert len(linear_layers(graph)) == len(linear_layers(squared))
+
+
+@given(seed=st.integers(0, 2**16))
+def test_direction_distance_is_that_of_normalised_vectors(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    got, wanted = torch.randn(2, 3, 5, 7, generator=generator)
+    got[0, 0] = 0.0
+    wanted[1, 1] = 2.0 * got[1, 1]
+    expected = (F.normalize(got, dim=-1) - F.normalize(wanted, dim=-1)).norm(dim=-1)
+    found = direction_distance(got, wanted)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert found[1, 1] < 1e-6
+    assert (found <= 2.0 + 1e-6).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_direction_that_is_no_number_stays_none(bad: float) -> None:
+    got = torch.ones(1, 2, 3)
+    got[0, 1, 2] = bad
+    found = direction_distance(got, torch.ones(1, 2, 3))
+    assert found[0, 0] == 0.0
+    assert torch.isnan(found[0, 1])

@@ -107,7 +107,7 @@ soak: setup
 	SOAK_COMMAND='make soak $(strip $(MAKEOVERRIDES))' $(BIN)/python -m tools.bench_daemon.soak \
 	  $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FAULTS),--faults) $(if $(WRITE),--docs $(DOCS))
 
-# Not part of `make test`: proprietary wheels. What cannot be had is skipped, and said.
+# Not part of `make test`: proprietary wheels. CI calls it. What cannot be had is skipped, and said.
 test-tensorrt: setup
 	@command -v gcc >/dev/null || apt-get install -y -qq gcc || sudo -n apt-get install -y -qq gcc || true
 	$(BIN)/python -m tools.tensorrt.wheels

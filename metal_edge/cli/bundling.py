@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -125,10 +127,15 @@ def build_bundle(run: OpenRun, destination: Path, options: BuildOptions) -> Buil
     remove_leftovers(destination)
     source = ensure_onnx(run)
     precision = options.precision
-    staged, plain = run.path / f".{precision}.onnx", run.path / f".{precision}-plain.onnx"
+    # Of this process alone: what is judged must be what goes into the bundle, even if somebody
+    # builds another one from the same run meanwhile.
+    remove_leftovers(run.path / "build")
+    work = run.path / f".build.{os.getpid()}.partial"
+    staged, plain = work / f"{precision}.onnx", work / f"{precision}-plain.onnx"
     split = resolve_split(run.record.split, run.root)
     int8: Int8Built | None = None
     try:
+        work.mkdir(exist_ok=True)
         conversion, int8 = _convert(run, source, staged, split, options)
         baseline = save_baseline(conversion, plain)
         judged = _judge(run, source, staged, baseline, split, options)
@@ -151,8 +158,7 @@ def build_bundle(run: OpenRun, destination: Path, options: BuildOptions) -> Buil
             say(f"warning: {warning}")  # it may be the reason
         raise
     finally:
-        staged.unlink(missing_ok=True)
-        plain.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
     return Built(
         bundle,
         judged.threshold,

@@ -67,8 +67,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture
 def own_run(trained: Trained, tmp_path: Path) -> Path:
-    """The trained run for a test that changes it: results are replaced, never written into."""
-    return Path(shutil.copytree(trained.run, tmp_path / "run", copy_function=os.link))
+    """The trained run for a test that changes it: results are replaced, never written into.
+
+    Without what another worker's build has there while it works.
+    """
+    working = shutil.ignore_patterns(".*")
+    copy = shutil.copytree(trained.run, tmp_path / "run", copy_function=os.link, ignore=working)
+    return Path(copy)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from support.bad_pictures import BAD, other_size, truncated_png
 from support.broker import free_port
 from support.cli import Call, Outcome, Trained, cli, listing, must, write_parts
+from support.small_disk import small_disk
 from support.tiny_bundle import build_bundle, write_image
 
 from metal_edge.data import load_images
@@ -402,17 +402,8 @@ def test_names_that_are_not_utf8(parts: Path, tmp_path: Path, call: Call) -> Non
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no small disk to fill here: {done.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "1m") as place:
         yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_full_disk(trained: Trained, parts: Path, full_disk: Path, call: Call) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +12,7 @@ import PIL.Image
 import pytest
 from support.broker import Broker, Listener, wait_until
 from support.daemon_process import STATION
+from support.small_disk import small_disk
 from support.wire import Wire
 
 from metal_edge.daemon.records.evidence import INDEX
@@ -123,23 +122,6 @@ def test_a_damaged_outbox_is_loud_and_the_line_goes_on(
     assert "damaged" in daemon.log
     # An audit that is in trouble must not close the gate.
     assert listener.wait("heartbeat", lambda h: h.data["problems"]).data["healthy"]
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if made.returncode != 0:
-        pytest.skip(f"cannot mount a small disk here: {made.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs tmpfs")

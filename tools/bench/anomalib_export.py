@@ -45,6 +45,7 @@ def export(images: torch.Tensor, folder: Path, ratio: float) -> Path:
     from torchvision.transforms.v2 import Normalize  # noqa: PLC0415
 
     torch.manual_seed(SEED)
+    np.random.seed(SEED)
     patchcore = Patchcore(
         backbone=BACKBONE,
         layers=LAYERS,

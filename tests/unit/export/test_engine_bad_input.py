@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
 from support.cli import Call, called, listing
+from support.small_disk import small_disk as mounted
 from support.tensorrt_machine import Machine
 from support.tiny_bundle import build_bundle, seal
 
@@ -26,17 +26,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no small disk to fill here: {done.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "disk", "64k") as place:
         yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def wrong_opset(model: ModelProto) -> None:

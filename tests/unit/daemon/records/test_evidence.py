@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import sqlite3
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support.broker import wait_until
+from support.small_disk import small_disk
 
 from metal_edge.daemon.clock import SystemClock
 from metal_edge.daemon.records.evidence import INDEX, Case, EvidenceStore, place_of
@@ -230,12 +230,7 @@ def test_a_nearly_full_disk_is_left_alone(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_disk_that_is_full_costs_pictures_and_heals(make: Make, tmp_path: Path) -> None:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("cannot mount a small disk here")
-    try:
+    with small_disk(tmp_path / "small", "400k") as folder:
         store = make(folder)
         # The frame still fits, but not its map.
         frame, heat = shown(1, size=250).image, np.random.default_rng(1).random((400, 400))
@@ -245,8 +240,6 @@ def test_a_disk_that_is_full_costs_pictures_and_heals(make: Make, tmp_path: Path
         assert keep(store, case(2)) is not None
         assert [look.trigger_id for look in find(folder / INDEX)] == ["t2"]
         assert len(pictures(folder)) == 3, "half of a part was left behind"
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_damaged_index_is_put_aside_and_its_pictures_still_age(

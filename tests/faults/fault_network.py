@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from itertools import count
+from pathlib import Path
 from typing import Self
 
 _made = count()
@@ -20,7 +22,8 @@ class Cable:
     """`inside` runs a command at the far end; `address` is the near end, seen from there."""
 
     def __init__(self) -> None:
-        name = f"mf{os.getpid() % 100000}x{next(_made)}"  # the kernel clears an old one away later
+        # The kernel clears an old one away later. Names of links have 15 letters at most.
+        name = f"mf{os.getpid()}x{next(_made)}"
         self.address = ADDRESS
         self.inside = ("ip", "netns", "exec", name)
         self._name, self._near, self._far = name, f"{name}a", f"{name}b"
@@ -28,6 +31,7 @@ class Cable:
     def __enter__(self) -> Self:
         if shutil.which("ip") is None:
             raise NoCableError("ip (iproute2) is not installed")
+        _clear_leftovers()
         _ip("netns", "add", self._name)
         try:
             _ip("link", "add", self._near, "type", "veth", "peer", self._far, "netns", self._name)
@@ -65,6 +69,15 @@ class Cable:
         done = subprocess.run(tc, capture_output=True, check=False)
         if done.returncode != 0:
             raise NoCableError(f"no tbf in this kernel ({done.stderr.decode().strip()})")
+
+
+def _clear_leftovers() -> None:
+    """Removes what a killed run left: its cable has our address, and takes our packets."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
+    for line in listed.stdout.splitlines():
+        made_by = re.match(r"mf(\d+)x\d+\b", line)
+        if made_by and not Path(f"/proc/{made_by[1]}").exists():
+            _ip("netns", "delete", line.split()[0])
 
 
 def _ip(*words: str) -> None:

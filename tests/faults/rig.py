@@ -207,7 +207,8 @@ class Rig:
 
         def passes() -> bool:
             assert self._plcs[-1].poll() is None, (self.folder / "plc.err").read_text()
-            assert self.runs[0].until_ns or self.runs[0].daemon.process.poll() is None, "no daemon"
+            run = self.runs[0]
+            assert run.until_ns or run.daemon.process.poll() is None, run.daemon.log
             return sum(line["gate"] == "pass" for line in self._gate.lines()[seen:]) >= count
 
         wait_until(passes, what, timeout_s)

@@ -18,7 +18,8 @@ TRIGGER = b'{"trigger_id": "t1", "part_id": "good"}'
 def test_what_nobody_should_send_is_answered_and_the_line_goes_on(
     start: StartDaemon, listener: Listener, broker: Broker
 ) -> None:
-    start().armed(listener)
+    daemon = start()
+    daemon.armed(listener)
     with Wire(broker, "answers") as wire:
 
         def answer(verb: str, payload: bytes, *, retain: bool = False) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def test_what_nobody_should_send_is_answered_and_the_line_goes_on(
             assert (data["schema"], data["verb"]) == (1, verb)
             assert data["status"] == "refused"
             assert isinstance(data, dict)
+            assert f"command '{verb}' refused: {data['reason']}" in daemon.log
             return data
 
         assert "unknown command" in answer("format", b"{}")["reason"]
@@ -38,6 +40,11 @@ def test_what_nobody_should_send_is_answered_and_the_line_goes_on(
         assert "bytes" in answer("trigger", b" " * 60_000)["reason"]
         assert "JSON" in answer("recipe", b"\xff\x00")["reason"]
         assert "recipe" in answer("recipe", b'{"recipe": "../../etc"}')["reason"]
+        assert "no recipe 'bottle'" in answer("recipe", b'{"recipe": "bottle"}')["reason"]
+        assert "evidence.path" in answer("snapshot", b"")["reason"]
+        for part in ("", "a b", "a/b", "a+", "#", "\u00e4", "a\n", "a\0", "x" * 65):
+            fields = {"trigger_id": "odd", "part_id": part}
+            assert "part_id" in answer("trigger", json.dumps(fields).encode())["reason"]
         # Larger than what we told the broker to deliver: it keeps it.
         wire.publish(f"{STATION}/cmd/trigger", b" " * 100_000, response="answers")
         # Nowhere to answer, and a correlation that is none of our business.
@@ -48,7 +55,8 @@ def test_what_nobody_should_send_is_answered_and_the_line_goes_on(
         wait_until(
             lambda: wire.named("answers")[-1].properties.CorrelationData == b"last", "an answer"
         )
-        assert len(wire.named("answers")) == 6
+        assert len(wire.named("answers")) == 17
+        assert answer("trigger", TRIGGER)["reason"] == "duplicate_trigger"
 
 
 def test_without_an_echo_the_line_is_degraded_until_the_plc_is_back(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from metal_edge.daemon.clock import Clock
@@ -12,8 +11,6 @@ from metal_edge.daemon.line.triggers import Offer, TriggerQueue
 from metal_edge.daemon.mqtt.commands import Answer, Command
 from metal_edge.domain import Decision, Trigger
 from metal_edge.settings import CameraMode, DecisionSettings, GateSettings
-
-log = logging.getLogger(__name__)
 
 
 class TriggerDesk:
@@ -82,5 +79,4 @@ def trigger_of(command: Command, times: DecisionSettings, gate: GateSettings) ->
 
 
 def _refused(trigger: Trigger, why: str) -> Answer:
-    log.warning("trigger %s refused: %s", trigger.trigger_id, why)
     return Answer("refused", why, trigger_id=trigger.trigger_id)

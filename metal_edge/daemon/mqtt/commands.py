@@ -103,11 +103,10 @@ class Commands:
         Raises nothing for anything that a sender can send. What a handler raises is passed on
         after the answer `failed`.
         """
-        reply = _Reply(verb, send)
+        reply = _Reply(verb, payload, send)
         try:
             handler, fields = self._accept(verb, payload, retained)
         except CommandError as error:
-            log.warning("command %.34a refused: %s; payload %.80r", verb, error, payload[:80])
             reply(Answer("refused", str(error)))
             return
         command = Command(verb, fields, self._clock.mono_ns(), reply)
@@ -132,10 +131,14 @@ class Commands:
 
 
 class _Reply:
-    """Answers at most once: a sender must not hear `done` after `failed`."""
+    """Answers at most once: a sender must not hear `done` after `failed`.
 
-    def __init__(self, verb: str, send: Send) -> None:
+    Every refusal is logged here, whoever refuses: many a sender does not ask for an answer.
+    """
+
+    def __init__(self, verb: str, payload: bytes, send: Send) -> None:
         self._verb = verb
+        self._payload = payload[:80]
         self._send: Send | None = send
         self._lock = threading.Lock()
 
@@ -145,6 +148,9 @@ class _Reply:
         if send is None:
             log.error("command %s: a second answer (%s) is dropped", self._verb, answer.status)
             return
+        if answer.status == "refused":
+            verb, why = self._verb, answer.reason
+            log.warning("command %.34a refused: %s; payload %.80r", verb, why, self._payload)
         send(answer.payload(self._verb))
 
 

@@ -169,6 +169,23 @@ def test_a_slow_handler_answers_later_and_only_once(caplog: pytest.LogCaptureFix
     assert "second answer" in caplog.text
 
 
+def test_who_refuses_tells_the_log_whether_now_or_later(caplog: pytest.LogCaptureFixture) -> None:
+    def taken(command: Command) -> None:
+        command.reply(Answer("refused", "later"))
+
+    def refused(command: Command) -> Answer:
+        return Answer("refused", "no recipe 'bottle' in the settings")
+
+    for handler, why in ((refused, "no recipe 'bottle' in the settings"), (taken, "later")):
+        caplog.clear()
+        (answer,) = asked("recipe", b'{"recipe": "bottle"}', handler)
+        assert answer["reason"] == why
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert f"command 'recipe' refused: {why}; payload" in record.getMessage()
+        assert "bottle" in record.getMessage()
+
+
 def test_a_handler_that_breaks_is_answered_and_passed_on() -> None:
     def broken(command: Command) -> Answer:
         raise RuntimeError("secret detail")

@@ -37,6 +37,29 @@ def test_every_line_is_json_and_tells_the_part(tmp_path: Path) -> None:
     assert (about["line"], about["station"], about["level"]) == ("press", STATION, "INFO")
 
 
+@pytest.mark.parametrize("writable", [True, False], ids=["home", "no home"])
+def test_libraries_neither_write_home_nor_into_the_log(tmp_path: Path, writable: bool) -> None:
+    """ONNX Runtime's telemetry would: a data base in the one case, a warning in the other."""
+    build_bundle(tmp_path / "bundle")
+    (tmp_path / "images").mkdir()
+    write_image(tmp_path / "images" / "0.png", DARK)
+    home = tmp_path / "home"
+    if writable:
+        home.mkdir()
+    else:
+        home.touch()
+    environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home), "XDG_DATA_HOME": str(home)}
+    with Broker(tmp_path) as broker:
+        config = write_settings(tmp_path / "press.toml", broker, log={"format": "json"})
+        with Listener(broker) as heard, Daemon(config, environment) as daemon:
+            daemon.armed(heard)
+            heard.trigger(STATION, "t1", "part-9")
+            heard.verdict("t1")
+            assert daemon.stop() == 0
+            assert all(line.startswith("{") for line in daemon.log.splitlines())
+    assert home.is_file() or list(home.rglob("*")) == []
+
+
 def test_priorities_in_a_journal(tmp_path: Path) -> None:
     build_bundle(tmp_path / "bundle")
     (tmp_path / "images").mkdir()

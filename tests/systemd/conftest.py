@@ -142,9 +142,11 @@ class Press:
 
         wait_until(ready, "the service to be back", timeout_s)
 
-    def trigger(self, trigger_id: str, part_id: str) -> None:
+    def trigger(self, trigger_id: str, part_id: str, answer: str = "") -> None:
+        """`answer`: the topic for it, below the station's root."""
+        wanted = ("-D", "publish", "response-topic", f"{STATION}/{answer}") if answer else ()
         self.machine.run(
-            *("mosquitto_pub", "-h", "127.0.0.1", "-V", "5", "-q", "1", *LOGIN),
+            *("mosquitto_pub", "-h", "127.0.0.1", "-V", "5", "-q", "1", *LOGIN, *wanted),
             *("-t", f"{STATION}/cmd/trigger"),
             *("-m", f'{{"trigger_id": "{trigger_id}", "part_id": "{part_id}"}}'),
         )

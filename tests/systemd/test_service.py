@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.broker import wait_until
 from support.machine import Ear
+from support.tiny_bundle import build_bundle, write_image
 
 if TYPE_CHECKING:
     from conftest import Press
@@ -21,6 +24,13 @@ Measured = Callable[[str, float], None]
 def sessions(ear: Ear) -> list[str]:
     """Of every `online`, in order."""
     return [state["session_id"] for state in ear.all("state") if state["status"] == "online"]
+
+
+def slow_on_bright(press: Press, turns: int) -> None:
+    """Another model, and a picture that it takes so long for."""
+    shutil.rmtree(press.etc / "bundle")
+    build_bundle(press.etc / "bundle", fault="slow", turns=turns)
+    write_image(press.etc / "images" / "bright.png", 100)
 
 
 def test_start_waits_for_an_armed_line(press: Press, ear: Ear) -> None:
@@ -46,6 +56,29 @@ def test_a_hang_ends_and_the_line_is_back_within_five_seconds(
     assert press.show()["NRestarts"] == "1"
     assert "watchdog" in press.machine.run("journalctl", "-u", "metal-edge@press1").lower()
     wait_until(lambda: len(set(sessions(ear))) == 2, "a second session")
+
+
+def test_a_model_that_hangs_ends_though_every_other_thread_lives(
+    press: Press, ear: Ear, measured: Measured
+) -> None:
+    """SIGSTOP holds all threads, also one that would do nothing but feed the watchdog."""
+    slow_on_bright(press, turns=2**40)
+    press.start()
+    wait_until(lambda: sessions(ear), "the birth")
+    pid = press.pid
+    began = time.monotonic()
+    press.trigger("t1", "bright")
+    press.back_as_another(pid, 20)
+    took = time.monotonic() - began
+    measured("trigger whose inference hangs to READY again, watchdog included", took)
+    assert took <= 5
+    assert press.show()["NRestarts"] == "1"
+    journal = press.journal()
+    assert "onnxruntime_inference_collection.py" in journal, "where the thread hung"
+    wait_until(lambda: len(set(sessions(ear))) == 2, "a second session")
+    assert [d for d in ear.all("decision") if d["verdict"] == "pass"] == []
+    press.trigger("t2", "good")
+    wait_until(lambda: [d for d in ear.all("decision") if d["verdict"] == "pass"], "work again")
 
 
 def test_kill_nine_is_survived(press: Press, ear: Ear, measured: Measured) -> None:
@@ -132,18 +165,60 @@ def test_exposure_is_low(press: Press) -> None:
 
 
 def test_stop_finishes_the_part_in_hand(press: Press, ear: Ear, measured: Measured) -> None:
+    slow_on_bright(press, turns=420_000)
     press.start()
     wait_until(lambda: sessions(ear), "the birth")
-    press.trigger("t1", "good")
+    press.trigger("t1", "bright", answer="reply/test")
+    wait_until(lambda: ear.all("test"), "the part to be in hand")
+    began = time.monotonic()
+    press.machine.run("systemctl", "stop", "metal-edge@press1")
+    took = time.monotonic() - began
+    measured("systemctl stop, while the model is at a part", took)
+    unit = press.show()
+    assert (unit["Result"], unit["ExecMainStatus"]) == ("success", "0")
+    journal = press.journal()
+    assert journal.index("box: stopping") < journal.index("trigger=t1"), (
+        "it was not in hand any more"
+    )
+    decided = wait_until(lambda: ear.all("decision"), "the verdict")
+    assert [(d["trigger_id"], d["verdict"], d["reason"]) for d in decided] == [("t1", "pass", "ok")]
+    wait_until(lambda: [e for e in ear.all("event") if e["trigger_id"] == "t1"], "its event")
+    wait_until(lambda: ear.all("state")[-1]["status"] == "offline", "the goodbye")
+
+
+def test_an_idle_line_stops_within_two_seconds(press: Press, ear: Ear, measured: Measured) -> None:
+    press.start()
+    wait_until(lambda: sessions(ear), "the birth")
     began = time.monotonic()
     press.machine.run("systemctl", "stop", "metal-edge@press1")
     took = time.monotonic() - began
     measured("systemctl stop", took)
     assert took <= 2
-    unit = press.show()
-    assert (unit["Result"], unit["ExecMainStatus"]) == ("success", "0")
-    wait_until(lambda: [d for d in ear.all("decision") if d["trigger_id"] == "t1"], "the verdict")
     wait_until(lambda: ear.all("state")[-1]["status"] == "offline", "the goodbye")
+
+
+def test_the_journal_has_each_part_as_json(press: Press, ear: Ear) -> None:
+    """Its priority is the journal's own, and no mark in the text."""
+    (press.etc / "press1.toml").write_text(press.settings + '[log]\nformat = "json"\n')
+    press.start()
+    wait_until(lambda: sessions(ear), "the birth")
+    pid = str(press.pid)
+    press.trigger("t1", "good")
+
+    def told() -> list[tuple[str, dict[str, Any]]]:
+        rows = press.machine.run(
+            "journalctl", "-u", "metal-edge@press1", "-o", "json", "--no-pager"
+        )
+        entries = [json.loads(row) for row in rows.splitlines()]
+        own = [entry for entry in entries if entry.get("_PID") == pid]
+        return [(entry["PRIORITY"], json.loads(entry["MESSAGE"])) for entry in own]
+
+    def of_the_part() -> list[tuple[str, dict[str, Any]]]:
+        return [(how, line) for how, line in told() if line.get("part_id") == "good"]
+
+    ((priority, line),) = wait_until(of_the_part, "the part in the journal")
+    assert priority == "6"
+    assert (line["trigger_id"], line["verdict"], line["reason"]) == ("t1", "pass", "ok")
 
 
 def test_a_broker_that_goes_is_no_reason_to_restart(press: Press, ear: Ear) -> None:

@@ -205,7 +205,10 @@ def test_a_full_event_queue_drops_the_oldest_and_counts(
         with daemon.frozen():  # so that the listener is back before the first message
             broker.start()
             listener.wait_subscribed()
-        assert listener.wait("heartbeat").data["events_dropped"] > 20
+        beat = listener.wait("heartbeat").data
+        assert beat["events_dropped"] > 20
+        assert "outbox: events dropped" in beat["problems"]
+        assert "outbox: events dropped" in daemon.log
         listener.wait("event", lambda h: h.data["decision_sent"])
         kept = [h.data["seq"] for h in listener.all("event") if not h.data["decision_sent"]]
         # Those in flight when the broker died come on top of the queue's five.

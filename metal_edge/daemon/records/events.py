@@ -17,6 +17,8 @@ RETRY_NS = 5_000_000_000
 # Two, so that an event that is refused for itself can be told from a broker that refuses all.
 IN_DOUBT = 2
 REFUSALS = 3
+# After an event had to be given up, the problem is told for so long.
+TELL_NS = 10_000_000_000
 
 
 @dataclass(slots=True)
@@ -45,6 +47,8 @@ class EventSender:
         self._accepted = 0
         self._not_before_ns = 0
         self._dropped = 0
+        self._told = 0
+        self._told_until_ns = 0
 
     def pump(self, publish: Callable[[bytes], int | None]) -> None:
         """Hands events to `publish` until enough are in flight.
@@ -113,6 +117,15 @@ class EventSender:
         return self._outbox.stats().depth == 0
 
     def stats(self) -> OutboxStats:
-        """The outbox's, with what was dropped here."""
-        stats = self._outbox.stats()
-        return replace(stats, dropped=stats.dropped + self._dropped)
+        """The outbox's, with what was dropped here. An event that is lost is a problem of its own.
+
+        A full outbox is no trouble of the disk, so nobody else would tell.
+        """
+        stats, now_ns = self._outbox.stats(), self._clock.mono_ns()
+        dropped = stats.dropped + self._dropped
+        if dropped > self._told:
+            self._told, self._told_until_ns = dropped, now_ns + TELL_NS
+        problem = stats.problem
+        if problem is None and now_ns < self._told_until_ns:
+            problem = "events dropped"
+        return replace(stats, dropped=dropped, problem=problem)

@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from metal_edge.daemon.records.events import EVENTS_IN_FLIGHT, RETRY_NS, EventSender
+from metal_edge.daemon.records.events import EVENTS_IN_FLIGHT, RETRY_NS, TELL_NS, EventSender
 from metal_edge.daemon.records.outbox import MemoryOutbox
 
 
@@ -141,6 +141,21 @@ def test_a_refused_event_that_gave_way_to_later_ones_slows_down_nobody(clock: Ha
         sender.pump(after.publish)
     assert "refused" not in after.sent.values()
     assert len(after.sent) == EVENTS_IN_FLIGHT
+
+
+def test_an_event_that_is_given_up_is_a_problem_for_a_while(clock: HandClock) -> None:
+    outbox = MemoryOutbox(2)
+    sender = EventSender(outbox, clock)
+    put(outbox, *"ab")
+    assert sender.stats().problem is None
+    put(outbox, "c")
+    clock.mono = 5
+    for clock.mono in (6, 5 + TELL_NS):
+        assert sender.stats().problem == "events dropped"
+    clock.mono = 6 + TELL_NS
+    assert (sender.stats().problem, sender.stats().dropped) == (None, 1)
+    put(outbox, "d")
+    assert sender.stats().problem == "events dropped"
 
 
 def test_memory_drops_the_oldest_and_knows_an_id_that_waits() -> None:

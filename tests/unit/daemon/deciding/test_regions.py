@@ -137,6 +137,17 @@ def test_a_box_along_pixel_borders_ignores_exactly_its_pixels() -> None:
     np.testing.assert_array_equal(mask, expected)
 
 
+def test_a_box_along_pixel_borders_inspects_also_what_it_only_touches() -> None:
+    """A fifth is no binary fraction: whatever the rounding, a touch is a touch."""
+    for cells in range(1, 5):
+        end = 2 * cells / 5
+        mask = inspected_mask((5, 5), (7, 3, 2, 2), [box(7, 3, 7 + end, 3 + end)], [])
+        assert mask is not None
+        expected = np.zeros((5, 5), bool)
+        expected[: cells + 1, : cells + 1] = True
+        np.testing.assert_array_equal(mask, expected)
+
+
 def test_a_box_a_hair_smaller_ignores_one_ring_less() -> None:
     mask = inspected_mask((6, 6), (0, 0, 6, 6), [], [box(1.01, 1.01, 4.99, 4.99)])
     assert mask is not None

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metal_edge.errors import DataError, UnavailableError
+from metal_edge.errors import DataError, OutputError, UnavailableError
 from metal_edge.files import write_bytes
 from metal_edge.runtime.plan_cache import MAX_BATCH
-from metal_edge.runtime.tensorrt_engine import describe_tensors, last_error, make_logger
+from metal_edge.runtime.tensorrt_engine import created, describe_tensors, last_error, make_logger
 from metal_edge.runtime.tensorrt_runner import IMAGE, check_tensors
 
 Report = Callable[[str, int, int], None]
@@ -107,13 +107,14 @@ def build_plan(trt: Any, model: Path, options: BuildOptions, log: BuildLog) -> b
     Raises:
         DataError: TensorRT cannot parse the file; its own words, with the node.
         BundleError: the network's inputs and outputs are not ours.
-        UnavailableError: TensorRT cannot build it here; its own words.
+        UnavailableError: TensorRT cannot build it here, in its own words, or the timing cache
+            cannot be read.
         KeyboardInterrupt: the log's `stop` said so.
     """
     logger = make_logger(trt, log.note)
-    builder = trt.Builder(logger)
+    builder = created(logger, "a builder", lambda: trt.Builder(logger))
     network = _parse(trt, builder, model, logger)
-    config = builder.create_builder_config()
+    config = created(logger, "a builder's configuration", builder.create_builder_config)
     # Layer names and precisions stay in the plan, for its inspector; kernels are the same.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     # FP32 in the file means FP32: TF32 would round its products' factors to 10 bits.
@@ -132,14 +133,14 @@ def build_plan(trt: Any, model: Path, options: BuildOptions, log: BuildLog) -> b
             f"TensorRT cannot build {model} ({last_error(logger)})",
             "see the build's log; give more memory with --workspace, or another --precision",
         )
-    _save_timings(config, options.timing_cache)
+    _save_timings(config, options.timing_cache, log)
     return bytes(serialized)
 
 
 def _parse(trt: Any, builder: Any, model: Path, logger: Any) -> Any:
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-    network = builder.create_network(1 << int(flag))
-    parser = trt.OnnxParser(network, logger)
+    network = created(logger, "a network", lambda: builder.create_network(1 << int(flag)))
+    parser = created(logger, "a parser", lambda: trt.OnnxParser(network, logger))
     if not parser.parse(model.read_bytes()):
         problems = [_problem(parser.get_error(i)) for i in range(parser.num_errors)]
         raise DataError(
@@ -191,14 +192,25 @@ def _load_timings(config: Any, file: Path | None, log: BuildLog) -> None:
     if file is None:
         return
     content = b""
-    with suppress(FileNotFoundError):
-        content = file.read_bytes()
+    try:
+        with suppress(FileNotFoundError):
+            content = file.read_bytes()
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot read the timing cache {file} ({error.strerror})",
+            "name a file of your own with --timing-cache",
+        ) from error
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):
         log.note("WARNING", f"{file} is of another GPU or version: measuring anew")
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
-def _save_timings(config: Any, file: Path | None) -> None:
-    if file is not None:
+def _save_timings(config: Any, file: Path | None, log: BuildLog) -> None:
+    """The plan is whole: minutes of building are not thrown away for want of this file."""
+    if file is None:
+        return
+    try:
         write_bytes(file, bytes(config.get_timing_cache().serialize()))
+    except OutputError as error:
+        log.note("WARNING", f"the timing cache is not kept: {error.what}")

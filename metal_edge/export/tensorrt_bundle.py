@@ -22,7 +22,7 @@ from metal_edge.errors import BundleError, MetalEdgeError, OutputError, Unavaila
 from metal_edge.export.tensorrt_attention import Attention, Chooser
 from metal_edge.export.tensorrt_builder import BuildLog, BuildOptions
 from metal_edge.export.tensorrt_children import run_job
-from metal_edge.files import write_folder, write_text
+from metal_edge.files import remove_leftovers, write_folder, write_text
 from metal_edge.runtime.cuda_memory import open_cuda
 from metal_edge.runtime.load import GoldenResult, check_golden, load_runner
 from metal_edge.runtime.plan_cache import (
@@ -65,7 +65,8 @@ def ensure_plan(
         options, log: see `build_plan`.
         say: told what is done, and why.
         clock: of the day.
-        attention: what was asked for; a plan that was built for another wish is built anew.
+        attention: what was asked for; a plan that was built for another wish, or with another
+            workspace than `options` names, is built anew.
 
     Raises:
         UnavailableError: TensorRT, the GPU or a plugin that was asked for cannot be used, or
@@ -78,35 +79,51 @@ def ensure_plan(
         cuda = open_cuda()
         stack.callback(cuda.close)
         key = key_of(bundle, trt, cuda)
+        remove_leftovers(roots[0] / key.folder)
         try:
             plan = read_plan(roots, key)
         except UnavailableError as error:
             reason = error.what
         else:
-            asked = plan.manifest.build.get("asked")
-            if asked == attention:
+            other = _other_wish(plan, attention, options)
+            if other is None:
                 return Plan(plan, fresh=False)
-            reason = f"{plan.folder} was built with --attention {asked}, not {attention}"
-        _check_writable(roots[0])
+            reason = f"{plan.folder} was built with {other}"
+        file = options.timing_cache or timing_cache_path(roots[0], key)
+        _check_writable(roots[0], "plans", f"choose another place with {ROOT_VARIABLE}")
+        _check_writable(file.parent, "the timing cache", "choose another one with --timing-cache")
         say(f"{reason}: building it, which can take minutes ...")
         stack.enter_context(cuda.current())
-        file = options.timing_cache or timing_cache_path(roots[0], key)
         options = replace(options, timing_cache=file)
         chooser = Chooser(trt, bundle, options, log, say, run_job)
         _build(chooser, key, roots[0], attention=attention, clock=clock)
         return Plan(read_plan(roots, key), fresh=True)
 
 
-def _check_writable(root: Path) -> None:
+def _other_wish(plan: CachedPlan, attention: Attention, options: BuildOptions) -> str | None:
+    """How a plan was built otherwise than is asked for now; None if it was built so.
+
+    A workspace that nobody names now may be any.
+    """
+    build, workspace = plan.manifest.build, options.workspace_mib
+    if build.get("asked") != attention:
+        return f"--attention {build.get('asked')}, not {attention}"
+    if workspace not in {None, build.get("workspace_mib")}:
+        before = build.get("workspace_mib")
+        return f"{f'--workspace {before}' if before else 'all the workspace'}, not {workspace}"
+    return None
+
+
+def _check_writable(folder: Path, what: str, remedy: str) -> None:
     """Asked before minutes of building."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=root):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder):
             pass
     except OSError as error:
         raise OutputError(
-            f"cannot write plans into {root} ({error.strerror})",
-            f"free space there, or choose another place with {ROOT_VARIABLE}",
+            f"cannot write {what} into {folder} ({error.strerror})",
+            f"free space there, or {remedy}",
         ) from error
 
 
@@ -168,6 +185,7 @@ def rewrite_bundle(
         with load_runner(written) as runner:
             results.append(check_golden(written, runner))
 
+    remove_leftovers(destination)
     try:
         write_folder(destination, fill)
     except BundleError:

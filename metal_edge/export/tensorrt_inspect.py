@@ -11,7 +11,7 @@ from metal_edge.errors import UnavailableError
 from metal_edge.runtime.cuda_memory import open_cuda
 from metal_edge.runtime.plan_cache import PLAN, PlanManifest, check_plan, find_plans, read_plan
 from metal_edge.runtime.plugin import load_plugin
-from metal_edge.runtime.tensorrt_engine import import_tensorrt, last_error, make_logger
+from metal_edge.runtime.tensorrt_engine import created, import_tensorrt, last_error, make_logger
 from metal_edge.runtime.tensorrt_load import key_of, machine_roots
 
 
@@ -60,7 +60,8 @@ def layers_of(bundle: Bundle) -> str:
             if plan.manifest.needs_plugin:
                 load_plugin(trt)
             logger = make_logger(trt)
-            engine = trt.Runtime(logger).deserialize_cuda_engine(plan.content)
+            runtime = created(logger, "a runtime", lambda: trt.Runtime(logger))
+            engine = runtime.deserialize_cuda_engine(plan.content)
             if engine is None:
                 raise UnavailableError(
                     f"TensorRT cannot load {plan.folder} ({last_error(logger)})",

@@ -57,11 +57,32 @@ def make_logger(trt: Any, sink: Callable[[str, str], None] | None = None) -> Any
     return Logger()
 
 
-def last_error(logger: Any) -> str:
+def last_error(logger: Any, otherwise: str = "it gave no reason") -> str:
     """TensorRT's own words on what just failed, and forgets them."""
-    words = "; ".join(logger.errors) or "it gave no reason"
+    words = "; ".join(logger.errors) or otherwise
     logger.errors.clear()
     return words
+
+
+def created(logger: Any, what: str, make: Callable[[], Any]) -> Any:
+    """What `make` creates, a builder or a runtime for example.
+
+    Where TensorRT creates nothing (no driver, no memory), its bindings return None or raise a
+    TypeError about a nullptr; the reason is only in the log.
+
+    Raises:
+        UnavailableError: nothing was created; in TensorRT's words.
+    """
+    try:
+        made, words = make(), "it gave no reason"
+    except TypeError as error:
+        made, words = None, str(error)
+    if made is None:
+        raise UnavailableError(
+            f"TensorRT cannot create {what} ({last_error(logger, words)})",
+            "check the NVIDIA driver, and what else takes the GPU's memory",
+        )
+    return made
 
 
 def describe_tensors(trt: Any, tensors: Sequence[Any]) -> list[TensorSpec]:
@@ -85,7 +106,7 @@ class TensorRtEngine:
     def __init__(self, trt: Any, plan: bytes, what: str) -> None:
         self._trt = trt
         self._logger = make_logger(trt, _to_log)
-        self._runtime: Any = trt.Runtime(self._logger)
+        self._runtime: Any = created(self._logger, "a runtime", lambda: trt.Runtime(self._logger))
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise UnavailableError(

@@ -6,6 +6,7 @@ memory of a `FakeCuda` at the addresses that were set. What is not used is not t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -69,6 +70,7 @@ class FakeTensorRt:
     NetworkDefinitionCreationFlag = Flag
     TensorIOMode = Enum("TensorIOMode", "INPUT OUTPUT")
     ProfilingVerbosity = Enum("ProfilingVerbosity", "DETAILED")
+    LayerInformationFormat = Enum("LayerInformationFormat", "ONELINE JSON")
     BuilderFlag = Enum("BuilderFlag", "TF32")
     MemoryPoolType = Enum("MemoryPoolType", "WORKSPACE")
 
@@ -177,8 +179,15 @@ class Config:
     def __init__(self, asked: dict[str, Any]) -> None:
         self.asked = asked
         self.progress_monitor: Any = None
-        self.profiling_verbosity: Any = None
         self._cache: Any = None
+
+    @property
+    def profiling_verbosity(self) -> Any:
+        return self.asked.get("verbosity")
+
+    @profiling_verbosity.setter
+    def profiling_verbosity(self, value: Any) -> None:
+        self.asked["verbosity"] = value.name
 
     def clear_flag(self, flag: Any) -> None:
         self.asked.setdefault("cleared", []).append(flag.name)
@@ -275,7 +284,7 @@ class Engine:
                 *(_tensor(o, False) for o in graph.output),
             )
         }
-        self._largest = largest
+        self._largest, self._graph = largest, graph
         self.session: Any = (
             ReferenceEvaluator(loaded, new_ops=REFERENCE_OPS)
             if self.ours
@@ -304,6 +313,13 @@ class Engine:
         assert profile == 0
         rest = self._tensors[name].shape[1:]
         return [(1, *rest), (1, *rest), (self._largest, *rest)]
+
+    def create_engine_inspector(self) -> Any:
+        def information(form: Any) -> str:
+            assert form is self.trt.LayerInformationFormat.JSON
+            return json.dumps({"Layers": [node.name for node in self._graph.node]})
+
+        return SimpleNamespace(get_engine_information=information)
 
     def create_execution_context(self) -> Context:
         return Context(self)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from metal_edge.export import engine, tensorrt_bundle
+from metal_edge.export import engine, tensorrt_bundle, tensorrt_inspect
 from metal_edge.export.tensorrt_builder import BuildLog
 from metal_edge.export.tensorrt_children import Conversation, run_job
 from metal_edge.export.tensorrt_trial import Job, serve
@@ -42,9 +42,8 @@ class Machine:
         monkeypatch.setenv("METAL_EDGE_PLANS", str(plans))
         for module in (tensorrt_load, engine):
             monkeypatch.setattr(module, "missing_for_tensorrt", lambda: None)
-        for module in (tensorrt_load, tensorrt_bundle):
+        for module in (tensorrt_load, tensorrt_bundle, tensorrt_inspect):
             monkeypatch.setattr(module, "import_tensorrt", lambda: self.trt)
-        for module in (tensorrt_load, tensorrt_bundle):
             monkeypatch.setattr(module, "open_cuda", self._open)
         monkeypatch.setattr(tensorrt_bundle, "run_job", self._job_in_this_process)
 

@@ -95,6 +95,22 @@ def test_auto_keeps_the_faster(machine: Machine, source: Bundle) -> None:
     machine.check_released()
 
 
+def test_every_candidate_is_built_with_what_was_asked_for(
+    machine: Machine, source: Bundle, tmp_path: Path
+) -> None:
+    timings = tmp_path / "timings"
+    ensure_plan(
+        source,
+        BuildOptions(64, timings),
+        BuildLog(lambda *_: None),
+        list[str]().append,
+        lambda: datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    assert [asked["workspace"] for asked in machine.trt.builds] == [64 << 20] * 2
+    assert [asked["timings"] for asked in machine.trt.builds] == [[b""], [b"timed "]]
+    assert timings.read_bytes() == b"timed timed "
+
+
 @pytest.mark.parametrize("attention", ["plugin", "native"])
 def test_what_was_asked_for_is_built_however_fast(
     machine: Machine, source: Bundle, attention: Attention

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from support.fake_cuda import FakeCuda
-from support.fake_tensorrt import MARK, FakeTensorRt
+from support.fake_tensorrt import MARK, FakeTensorRt, Severity
 from support.tiny_bundle import SIZE, write_model
 
 from metal_edge.errors import BundleError, DataError, UnavailableError
@@ -37,6 +38,7 @@ def test_profile_and_workspace(trt: FakeTensorRt, model: Path) -> None:
     one = (1, SIZE, SIZE, 3)
     assert trt.builds == [
         {
+            "verbosity": "DETAILED",
             "cleared": ["TF32"],
             "workspace": 256 << 20,
             "profile": {"image": (one, one, (MAX_BATCH, SIZE, SIZE, 3))},
@@ -53,7 +55,7 @@ def test_a_static_batch_needs_no_profile_and_no_workspace_is_the_builders_choice
         value.type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(static, model)
     build(trt, model)
-    assert trt.builds == [{"cleared": ["TF32"]}]
+    assert trt.builds == [{"verbosity": "DETAILED", "cleared": ["TF32"]}]
 
 
 def test_timings_are_kept_between_builds(trt: FakeTensorRt, model: Path, tmp_path: Path) -> None:
@@ -73,6 +75,38 @@ def test_timings_of_another_gpu_are_measured_anew(
     assert trt.builds[0]["timings"] == [b"foreign", b""]
     assert file.read_bytes() == b"timed "
     assert f"{file} is of another GPU" in log.text
+
+
+def test_timings_that_cannot_be_read(trt: FakeTensorRt, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"cannot read the timing cache .*--timing-cache"):
+        build(trt, model, BuildOptions(timing_cache=tmp_path))
+    assert not trt.builds
+
+
+def test_timings_that_cannot_be_written_do_not_cost_the_plan(
+    trt: FakeTensorRt, model: Path, tmp_path: Path
+) -> None:
+    """A name that may stand there, but for which no longer one can be written beside it."""
+    log = build(trt, model, BuildOptions(timing_cache=tmp_path / ("x" * 250)))
+    assert "WARNING the timing cache is not kept: cannot write" in log.text
+
+
+@pytest.mark.parametrize("what", ["Builder", "OnnxParser"])
+@pytest.mark.parametrize("words", ["CUDA initialization failure with error: 35", ""])
+def test_what_tensorrt_does_not_create(
+    trt: FakeTensorRt, model: Path, monkeypatch: pytest.MonkeyPatch, what: str, words: str
+) -> None:
+    """Its bindings tell nothing but a nullptr, as the real ones do in tests/tensorrt."""
+
+    def fails(*arguments: Any) -> None:
+        if words:
+            arguments[-1].log(Severity.ERROR, words)
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(trt, what, fails)
+    expected = words or r"pybind11::init\(\): factory"
+    with pytest.raises(UnavailableError, match=rf"cannot create a \w+ \({expected}.*driver"):
+        build(trt, model)
 
 
 def test_the_parsers_words_come_with_the_node(trt: FakeTensorRt, model: Path) -> None:

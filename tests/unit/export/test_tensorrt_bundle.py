@@ -84,6 +84,42 @@ def test_an_intact_plan_is_used_again(machine: Machine, source: Bundle) -> None:
     machine.check_released()
 
 
+def test_another_workspace_is_built_anew_where_one_is_named(
+    machine: Machine, source: Bundle
+) -> None:
+    def built(workspace: int | None) -> tuple[bool, list[str]]:
+        said: list[str] = []
+        options, log = BuildOptions(workspace), BuildLog(lambda *_: None)
+        return ensure_plan(source, options, log, said.append, lambda: START).fresh, said
+
+    assert built(None)[0]
+    fresh, said = built(64)
+    assert fresh and "was built with all the workspace, not 64" in said[0]
+    fresh, said = built(128)
+    assert fresh and "was built with --workspace 64, not 128" in said[0]
+    assert not built(128)[0]
+    assert not built(None)[0]
+    assert [asked.get("workspace") for asked in machine.trt.builds] == [None, 64 << 20, 128 << 20]
+    machine.check_released()
+
+
+def test_what_a_killed_build_left_goes_and_what_it_moved_aside_comes_back(
+    machine: Machine, source: Bundle, tmp_path: Path
+) -> None:
+    """4194305 is above the highest process number."""
+    plan = plan_of(source).cached.folder
+    partial = plan.with_name(f".{plan.name}.4194305.partial")
+    plan.rename(plan.with_name(f".{plan.name}.4194305.old"))
+    partial.mkdir()
+    bundle = tmp_path / ".out.4194305.partial"
+    bundle.mkdir()
+    again = plan_of(source)
+    assert not again.fresh
+    assert not partial.exists()
+    rewrite_bundle(source, tmp_path / "out", "tensorrt", again)
+    assert not bundle.exists()
+
+
 @pytest.mark.parametrize("changed", ["version", "gpu", "model"])
 def test_another_version_gpu_or_model_is_built_anew(
     machine: Machine, source: Bundle, tmp_path: Path, changed: str
@@ -155,6 +191,17 @@ def test_a_cache_that_cannot_be_written_is_said_before_the_build(
     machine.plans.write_text("a file is in the way")
     with pytest.raises(OutputError, match="cannot write plans into"):
         plan_of(source)
+    assert not machine.trt.builds
+    machine.check_released()
+
+
+def test_a_timing_cache_that_cannot_be_written_is_said_before_the_build(
+    machine: Machine, source: Bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    options = BuildOptions(timing_cache=tmp_path / "file" / "timings")
+    with pytest.raises(OutputError, match=r"cannot write the timing cache into .*--timing-cache"):
+        ensure_plan(source, options, BuildLog(lambda *_: None), list[str]().append, lambda: START)
     assert not machine.trt.builds
     machine.check_released()
 

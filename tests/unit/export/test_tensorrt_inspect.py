@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 from support.attention_bundle import attention_bundle, attention_model
 from support.cli import Call, called
 from support.tensorrt_machine import Machine
 
+from metal_edge.bundle import Bundle
 from metal_edge.cli import bench
+from metal_edge.errors import UnavailableError
 from metal_edge.export import tensorrt_attention
+from metal_edge.export.tensorrt_inspect import layers_of
 from metal_edge.runtime.plan_cache import PLAN
 
 
@@ -87,6 +92,22 @@ def test_a_plan_that_was_cut_short_and_a_machine_without_plans(
     assert f"cannot read {file} (No such file" in call("inspect", bundle).out
     monkeypatch.setenv("METAL_EDGE_PLANS", str(machine.plans / "elsewhere"))
     assert "none in this machine's caches" in call("inspect", bundle).out
+
+
+@pytest.mark.parametrize("attention", ["native", "plugin"])
+def test_the_layers_as_tensorrt_lists_them(
+    machine: Machine, bundle: Path, call: Call, attention: str
+) -> None:
+    build(call, bundle, "--attention", attention)
+    machine.restart()
+    layers = json.loads(layers_of(Bundle.open(bundle)))["Layers"]
+    native = {node.name for node in onnx.load(bundle / "model.onnx").graph.node}
+    assert (set(layers) <= native) == (attention == "native")
+    machine.check_released()
+    (plan,) = call("inspect", bundle, "--json").json["plans"]
+    (Path(plan["folder"]) / PLAN).write_bytes(b"")
+    with pytest.raises(UnavailableError, match="truncated"):
+        layers_of(Bundle.open(bundle))
 
 
 def test_bench_names_the_attention_beside_bundles_that_have_none(

@@ -27,6 +27,20 @@ GOOD = {
 VERBS = ("trigger", "recipe", "golden-check", "disarm", "arm", "snapshot")
 
 
+# The conventions that PLCs and historians are built on, written down here once more: a change in
+# the code, however well documented, is a change for everybody. QoS, retained, expiry in seconds.
+AGREED: dict[str, tuple[int, bool, int | None]] = {
+    "decision": (0, False, 1),
+    "event": (1, False, 7 * 24 * 3600),
+    "heartbeat": (1, False, 1),
+    "state": (1, True, None),
+    "model": (1, True, None),
+    "config": (1, True, None),
+    "reply/me": (1, False, 10),
+}
+BUSY_S = 30  # a broker takes from the expiry what a message has waited
+
+
 def address_of(name: str) -> str:
     document = json.loads((FOLDER / "asyncapi.json").read_text(encoding="utf-8"))
     address = document["channels"][name]["address"]
@@ -104,3 +118,27 @@ def test_every_topic_says_what_its_schema_describes(
             assert retained == {address_of(n) for n in ("state", "model", "config")}
             assert all(m.retain for m in late.messages)
             assert all(binding_of(n)["retain"] for n in ("state", "model", "config"))
+
+
+def test_every_topic_travels_as_agreed_and_so_does_the_last_will(
+    start: StartDaemon, listener: Listener, broker: Broker
+) -> None:
+    with Wire(broker, f"{STATION}/#") as wire:
+        daemon = start()
+        session = daemon.armed(listener)["session_id"]
+        trigger = json.dumps({"trigger_id": "t1", "part_id": "good"}).encode()
+        wire.publish(f"{STATION}/cmd/trigger", trigger, response=f"{STATION}/reply/me")
+        wire.wait("event")
+        wire.wait("reply/me")
+        daemon.process.kill()
+        wait_until(lambda: b'"offline"' in wire.named("state")[-1].payload, "the last will")
+        for name, (qos, retained, expiry) in AGREED.items():
+            heard = wire.named(f"{STATION}/{name}")
+            assert heard, name
+            for message in heard:
+                assert (message.qos, message.retain) == (qos, retained), name
+                left = getattr(message.properties, "MessageExpiryInterval", None)
+                assert (left is None) == (expiry is None), name
+                assert left is None or expiry is None or expiry - BUSY_S <= left <= expiry, name
+        will = json.loads(wire.named("state")[-1].payload)
+        assert (will["session_id"], will["problems"]) == (session, ["connection lost"])

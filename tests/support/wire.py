@@ -12,6 +12,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from support.broker import Broker, wait_until
 
@@ -91,7 +92,9 @@ class Wire:
     def _connected(self, client: paho.Client, _d: Any, _f: Any, code: Any, _p: Any) -> None:
         assert not code.is_failure, code
         if self._topics:
-            client.subscribe([(topic, 1) for topic in self._topics])
+            # The retain flag as the sender set it, not as the broker would for a live message.
+            options = SubscribeOptions(qos=1, retainAsPublished=True)
+            client.subscribe([(topic, options) for topic in self._topics])
         else:
             self._ready.set()
 

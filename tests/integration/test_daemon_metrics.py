@@ -77,6 +77,8 @@ def test_what_a_part_changes(broker: Broker, folder: Path) -> None:
             ),
             "counted decisions",
         )
+        assert get(after, "last_decision_seq") == 3
+        assert (get(after, "heartbeats_total") or 0) >= said["seq"]
         passed = get(after, "decisions_total", verdict="pass", reason="ok")
         rejected = [
             value

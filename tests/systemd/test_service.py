@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.broker import wait_until
+from support.broker import busy, wait_until
 from support.machine import Ear
 from support.tiny_bundle import build_bundle, write_image
 
@@ -52,7 +52,7 @@ def test_a_hang_ends_and_the_line_is_back_within_five_seconds(
     press.back_as_another(pid, 20)
     took = time.monotonic() - began
     measured("SIGSTOP to READY again, watchdog included", took)
-    assert took <= 5
+    assert took <= busy(5)
     assert press.show()["NRestarts"] == "1"
     assert "watchdog" in press.machine.run("journalctl", "-u", "metal-edge@press1").lower()
     wait_until(lambda: len(set(sessions(ear))) == 2, "a second session")
@@ -71,7 +71,7 @@ def test_a_model_that_hangs_ends_though_every_other_thread_lives(
     press.back_as_another(pid, 20)
     took = time.monotonic() - began
     measured("trigger whose inference hangs to READY again, watchdog included", took)
-    assert took <= 5
+    assert took <= busy(5)
     assert press.show()["NRestarts"] == "1"
     journal = press.journal()
     assert "onnxruntime_inference_collection.py" in journal, "where the thread hung"
@@ -193,7 +193,7 @@ def test_an_idle_line_stops_within_two_seconds(press: Press, ear: Ear, measured:
     press.machine.run("systemctl", "stop", "metal-edge@press1")
     took = time.monotonic() - began
     measured("systemctl stop", took)
-    assert took <= 2
+    assert took <= busy(2)
     wait_until(lambda: ear.all("state")[-1]["status"] == "offline", "the goodbye")
 
 

@@ -74,6 +74,8 @@ PLAIN = (
         "of the youngest heartbeat that the PLC echoed",
         _beat("echo_age_ms", 1e-3),
     ),
+    Plain("heartbeats", "sent or not, since the line was armed", _beat("seq"), True),
+    Plain("last_decision_seq", "number of the last decision", _beat("last_decision_seq")),
     Plain("queue_depth", "triggers waiting", _beat("queue_depth")),
     Plain("outbox_depth", "audit events waiting", _beat("outbox_depth")),
     Plain("clock_synced", "1: the kernel says so; absent: it does not say", _beat("clock_synced")),

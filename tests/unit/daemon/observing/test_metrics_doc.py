@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from metal_edge.daemon.clock import SystemClock
+from metal_edge.daemon.mqtt.payloads import HeartbeatPayload
 from metal_edge.daemon.observing import metrics
+from metal_edge.daemon.observing.tally import Tally
 
 PAGE = Path(__file__).parents[4] / "docs" / "observability.md"
 
@@ -35,3 +38,17 @@ def test_what_is_said_is_what_is_listed() -> None:
     found = {family.name for family in metrics.StationCollector(dict).collect()}
     listed = [*metrics.PLAIN, metrics.DECISIONS, metrics.LATENCY, metrics.STATE, metrics.BUILD]
     assert found == {metrics.PREFIX + what.name for what in listed}
+
+
+def test_every_number_of_a_heartbeat_is_a_metric() -> None:
+    """Each field has a number of its own, which must come out, as it is or in seconds."""
+    words = {"session_id", "state", "problems", "t_publish", "decisions", "schema_"}
+    numbers = [name for name in HeartbeatPayload.model_fields if name not in words]
+    beat = {name: float(number) for number, name in enumerate(numbers, 100)}
+    tally = Tally(SystemClock(), 5.0)
+    tally.hear("heartbeat", {**beat, "state": "armed", "problems": ["one"]})
+    line = tally.snapshot()
+    shown = {plain.value(line) for plain in metrics.PLAIN}
+    told_otherwise = {"t_publish_ns", "healthy"}  # by heartbeat_age_seconds, and as 0 or 1
+    for name in set(numbers) - told_otherwise:
+        assert beat[name] in shown or beat[name] * 1e-3 in shown, name

@@ -152,22 +152,26 @@ def test_costs_on_paper() -> None:
     model = Metal(MetalConfig(image_size=32, patch_size=8, embedding=16, heads=2)).eval()
     done: list[tuple[int, int]] = []
     found = paper.costs({"small": model}, lambda count, total: done.append((count, total)))
-    assert [cost.precision for cost in found] == ["fp32", "fp16", "int8"]
-    assert done == [(1, 3), (2, 3), (3, 3)]
-    fp32, fp16, int8 = found
+    assert [cost.precision for cost in found] == ["fp32", "fp16", "int8", "int8, TensorRT"]
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    fp32, fp16, int8, tensorrt = found
     macs = {sum(cost.traffic.macs.values()) for cost in found}
     assert len(macs) == 1  # a precision changes what a MAC costs, not how many there are
     assert fp32.traffic.macs.keys() == {"fp32"}
     assert fp16.traffic.macs["fp16"] > fp16.traffic.macs["fp32"]
-    assert int8.traffic.macs["int8"] > 0
-    sizes = [sum(cost.traffic.weights.values()) for cost in found]
+    assert int8.traffic.macs["int8"] == tensorrt.traffic.macs["int8"] > 0
+    assert "fp16" not in int8.traffic.macs
+    assert tensorrt.traffic.macs["fp16"] > 0
+    assert tensorrt.traffic.macs["fp32"] == fp16.traffic.macs["fp32"]
+    assert tensorrt.traffic.total_bytes < int8.traffic.total_bytes
+    sizes = [sum(cost.traffic.weights.values()) for cost in (fp32, fp16, int8)]
     assert sizes[0] > sizes[1] > sizes[2]
     for cost in found:
         assert 0 < cost.traffic.least_bytes < cost.traffic.total_bytes
     table = paper.as_markdown(found)
     for module in paper.MODULES:
         assert module.source in table
-    assert table.count("| small |") == 6
+    assert table.count("| small |") == 8
 
 
 @given(st.integers(1, 10**9))

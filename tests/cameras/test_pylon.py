@@ -12,6 +12,7 @@ from support.broker import wait_until
 from support.camera_stand_ins import Open, held, next_frame
 
 from metal_edge.daemon.cameras import Camera, CameraError, CameraTimeoutError, TornFrameError
+from metal_edge.daemon.cameras.pixel_formats import FORMATS
 from metal_edge.daemon.cameras.pylon import PylonCamera, PylonSource
 from metal_edge.daemon.clock import SystemClock
 from metal_edge.domain import TimeSource
@@ -25,6 +26,20 @@ pytestmark = pytest.mark.skipif(
 
 def basler(opened: Open, **settings: Any) -> Camera:
     return opened("pylon", **{"uri": "0815-0000", "mode": "latest", **settings})
+
+
+def test_the_codes_of_pixel_formats_are_those_that_basler_has() -> None:
+    """A wrong one would show a Bayer mosaic in the wrong colours, or none at all."""
+    pylon = importlib.import_module("pypylon.pylon")
+    theirs = {
+        name.removeprefix("PixelType_").lower(): getattr(pylon, name) & 0xFFFFFFFF
+        for name in dir(pylon)
+        if name.startswith("PixelType_")
+    }
+    ours = {item.genicam.lower(): item.code for item in FORMATS.values()}
+    common = theirs.keys() & ours.keys()
+    assert sum(name.startswith("bayer") for name in common) == 24
+    assert {name: ours[name] for name in common} == {name: theirs[name] for name in common}
 
 
 def test_free_run(opened: Open) -> None:

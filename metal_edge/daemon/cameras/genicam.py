@@ -23,14 +23,14 @@ from metal_edge.domain import Image
 from metal_edge.errors import SettingsError
 from metal_edge.settings import CameraMode, CameraSettings
 
-# SFNC names first, then those of GigE Vision cameras from before it.
+# SFNC names first, then those of GigE Vision cameras from before it, and Basler's own.
 EXPOSURE = ("ExposureTime", "ExposureTimeAbs")
 GAIN = ("Gain",)
-_OLD_FORMATS = {
-    "rgb8": "RGB8Packed",
-    "bgr8": "BGR8Packed",
-    "yuv422": "YUV422Packed",
-    "yuyv": "YUV422_YUYV_Packed",
+_OTHER_FORMATS = {
+    "rgb8": ("RGB8Packed",),
+    "bgr8": ("BGR8Packed",),
+    "yuv422": ("YUV422Packed",),
+    "yuyv": ("YUV422_YUYV_Packed", "YCbCr422_8"),
 }
 # A camera exposes in steps of its own; further away than this is another exposure.
 ROUNDING = 0.01
@@ -110,9 +110,9 @@ def write(nodes: Nodes, name: str, value: Value) -> None:
 
 def _set_format(nodes: Nodes, name: str) -> None:
     wanted = FORMATS[name].genicam
-    names = nodes.allowed("PixelFormat") if nodes.has("PixelFormat") else ()
-    old = _OLD_FORMATS.get(name, "")
-    write(nodes, "PixelFormat", old if names and wanted not in names and old in names else wanted)
+    allowed = (nodes.allowed("PixelFormat") if nodes.has("PixelFormat") else None) or ()
+    names = (wanted, *_OTHER_FORMATS.get(name, ()))
+    write(nodes, "PixelFormat", next((known for known in names if known in allowed), wanted))
 
 
 def _set_trigger(nodes: Nodes, settings: CameraSettings) -> None:

@@ -57,6 +57,25 @@ class PixelFormat:
 
 
 _M, _W, _L, _G = "mono", Packing.WHOLE, Packing.LSB, Packing.GIGE
+
+
+def _bayer(suffix: str, bits: int, packing: Packing, *codes: int) -> tuple[PixelFormat, ...]:
+    """The four orders; one code is that of GR, and the others follow it."""
+    if len(codes) == 1:
+        codes = tuple(range(codes[0], codes[0] + 4))
+    return tuple(
+        PixelFormat(
+            f"bayer_{order}{bits}{suffix.lower()}",
+            f"Bayer{order.upper()}{bits}{suffix}",
+            code,
+            bits,
+            packing,
+            f"bayer_{order}",
+        )
+        for order, code in zip(("gr", "rg", "gb", "bg"), codes, strict=True)
+    )
+
+
 _ALL = (
     PixelFormat("mono8", "Mono8", 0x01080001, 8, _W, _M),
     PixelFormat("mono10", "Mono10", 0x01100003, 10, _W, _M),
@@ -66,14 +85,13 @@ _ALL = (
     PixelFormat("mono12p", "Mono12p", 0x010C0047, 12, _L, _M),
     PixelFormat("mono12packed", "Mono12Packed", 0x010C0006, 12, _G, _M),
     PixelFormat("mono16", "Mono16", 0x01100007, 16, _W, _M),
-    PixelFormat("bayer_gr8", "BayerGR8", 0x01080008, 8, _W, "bayer_gr"),
-    PixelFormat("bayer_rg8", "BayerRG8", 0x01080009, 8, _W, "bayer_rg"),
-    PixelFormat("bayer_gb8", "BayerGB8", 0x0108000A, 8, _W, "bayer_gb"),
-    PixelFormat("bayer_bg8", "BayerBG8", 0x0108000B, 8, _W, "bayer_bg"),
-    PixelFormat("bayer_gr12", "BayerGR12", 0x01100010, 12, _W, "bayer_gr"),
-    PixelFormat("bayer_rg12", "BayerRG12", 0x01100011, 12, _W, "bayer_rg"),
-    PixelFormat("bayer_gb12", "BayerGB12", 0x01100012, 12, _W, "bayer_gb"),
-    PixelFormat("bayer_bg12", "BayerBG12", 0x01100013, 12, _W, "bayer_bg"),
+    *_bayer("", 8, _W, 0x01080008),
+    *_bayer("", 10, _W, 0x0110000C),
+    *_bayer("p", 10, _L, 0x010A0056, 0x010A0058, 0x010A0054, 0x010A0052),
+    *_bayer("Packed", 10, _G, 0x010C0026),
+    *_bayer("", 12, _W, 0x01100010),
+    *_bayer("p", 12, _L, 0x010C0057, 0x010C0059, 0x010C0055, 0x010C0053),
+    *_bayer("Packed", 12, _G, 0x010C002A),
     PixelFormat("yuv422", "YUV422_8_UYVY", 0x0210001F, 8, _W, "uyvy"),
     PixelFormat("yuyv", "YUV422_8", 0x02100032, 8, _W, "yuyv"),
     PixelFormat("rgb8", "RGB8", 0x02180014, 8, _W, "rgb"),

@@ -128,6 +128,14 @@ def test_names_from_before_the_convention() -> None:
     assert nodes.values["PixelFormat"] == "RGB8Packed"
 
 
+@pytest.mark.parametrize("name", ["YUV422_8", "YUV422_YUYV_Packed", "YCbCr422_8"])
+def test_one_format_under_three_names(name: str) -> None:
+    nodes = table()
+    nodes.limits["PixelFormat"] = ("Mono8", name)
+    configure(nodes, camera(pixel_format="yuyv"))
+    assert nodes.values["PixelFormat"] == name
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [

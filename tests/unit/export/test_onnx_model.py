@@ -11,9 +11,15 @@ import onnxsim
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from metal_edge.errors import DataError
-from metal_edge.export.onnx_model import check_parity, onnx_from_model, probe_images
+from metal_edge.export.onnx_model import (
+    check_parity,
+    onnx_from_model,
+    probe_images,
+    save_model,
+)
 from metal_edge.models.metal import Metal
 from metal_edge.models.scoring import AnomalyScorer
 from metal_edge.runtime.onnxruntime_runner import OnnxRuntimeRunner
@@ -27,6 +33,29 @@ def test_parity_notices_other_weights(network: Metal, fp32: Path) -> None:
     other = Metal(network.config).eval()
     with pytest.raises(DataError, match="differs from the checkpoint"):
         check_parity(other, fp32, probe_images(32))
+
+
+@pytest.mark.parametrize("output", ["anomaly_map", "score"])
+def test_parity_notices_a_nan_in_one_output_of_one_picture(
+    network: Metal, fp32: Path, tmp_path: Path, output: str
+) -> None:
+    """Where the picture is white throughout; on the others the graph is right."""
+    model = onnx.load(fp32)
+    last = next(node for node in model.graph.node if output in node.output)
+    last.output[0] = "right"
+    for node in model.graph.node:
+        node.input[:] = ["right" if name == output else name for name in node.input]
+    nodes = [
+        helper.make_node("ReduceMin", ["image"], ["darkest"], "darkest", keepdims=0),
+        helper.make_node("Equal", ["darkest", "white"], ["strange"], "strange"),
+        helper.make_node("Where", ["strange", "nan", "right"], [output], "spoil"),
+    ]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(255, np.uint8), "white"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(np.nan, np.float32), "nan"))
+    save_model(model, tmp_path / "spoilt.onnx")
+    with pytest.raises(DataError, match="differs from the checkpoint by nan"):
+        check_parity(network, tmp_path / "spoilt.onnx", probe_images(32))
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])

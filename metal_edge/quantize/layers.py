@@ -13,8 +13,10 @@ _BLOCK = re.compile(r"^.*(?:blocks|stages)(?:\.\d+)+")
 _NUMBERED = re.compile(r"^.*?(?:\.\d+)+")
 _OF_LAYERS = frozenset({"weight", "bias"})  # other tensors belong to a block itself
 PRODUCTS = frozenset({"Gemm", "MatMul"})
-# Between a product and the place of its largest value.
-_SEARCHING = frozenset({"Add", "GatherElements", "ReduceMax", "Reshape", "Squeeze", "Unsqueeze"})
+# Between a product and the place of its largest value. MatMul: scores of few places, enlarged.
+_SEARCHING = frozenset(
+    {"Add", "GatherElements", "MatMul", "ReduceMax", "Reshape", "Squeeze", "Unsqueeze"}
+)
 # The backbone's stem and first block (convolution, clip, depthwise, clip, projection) stay FP32:
 # quantised too, they cost the anomaly map most of what INT8 costs it (correlation with FP32 .927
 # against .985 on the demo's parts) and bring no speed.

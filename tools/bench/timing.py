@@ -16,6 +16,7 @@ from metal_edge.models.base import AnomalyModel
 from metal_edge.models.scoring import AnomalyScorer
 from metal_edge.runtime.base import Runner
 from metal_edge.runtime.load import load_runner
+from metal_edge.runtime.onnxruntime_runner import DISABLED_OPTIMIZERS
 from metal_edge.runtime.timing import take_turns
 from tools.bench.case import Case
 
@@ -97,7 +98,12 @@ def _bare(path: Path, frame: NDArray[np.uint8]) -> Callable[[], object]:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        str(path),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=DISABLED_OPTIMIZERS,
+    )
     name = session.get_inputs()[0].name
     return lambda: session.run(["anomaly_map", "score"], {name: frame})
 

@@ -122,9 +122,15 @@ def export(
     run_export(run, out, batch)
 
 
-@app.command(
-    epilog="Example: metal-edge build-engine runs/bottle --precision int8 -o bottle.bundle"
-)
+_BUILD_EXAMPLES = """\
+Example: metal-edge build-engine runs/bottle --precision int8 -o bottle.bundle
+
+Example: metal-edge build-engine bottle.bundle --backend tensorrt --attention auto
+--workspace 1024 --timing-cache orin.timing -o bottle.bundle
+"""
+
+
+@app.command(epilog=_BUILD_EXAMPLES)
 def build_engine(
     context: typer.Context,
     source: RunOrBundle,
@@ -141,15 +147,28 @@ def build_engine(
     ] = None,
     attention: Annotated[
         AttentionName,
-        typer.Option(help="TensorRT: whose attention; auto times both on this machine"),
+        typer.Option(
+            help="TensorRT: whose attention; auto builds both on this machine, checks both on the"
+            " golden images and keeps the faster correct one"
+        ),
     ] = AttentionName.AUTO,
     workspace: Annotated[
         int | None,
-        typer.Option("--workspace", min=1, metavar="MIB", help="TensorRT: scratch memory at most"),
+        typer.Option(
+            "--workspace",
+            min=1,
+            metavar="MIB",
+            help="TensorRT: scratch memory of a layer at most; default: what the GPU has",
+        ),
     ] = None,
     timing_cache: Annotated[
         Path | None,
-        typer.Option("--timing-cache", help="TensorRT: measured kernel times, read and written"),
+        typer.Option(
+            "--timing-cache",
+            metavar="FILE",
+            help="TensorRT: measured kernel times, read and written; default: a file beside the"
+            " plans",
+        ),
     ] = None,
     calibration: CalibrationOption = CalibrationName.MINMAX,
     calibration_images: CalibrationImagesOption = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import subprocess
 import sys
@@ -19,13 +18,23 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_ends_with_an_example_that_parses(name: str) -> None:
+def test_help_ends_with_examples_that_parse(name: str) -> None:
     shown = CliRunner().invoke(app, [name, "--help"])
     assert shown.exit_code == 0
     text = " ".join(shown.output.split())
-    example = re.search(rf"Example: metal-edge {name} (.+)$", text)
-    assert example is not None, text
-    COMMANDS[name].make_context(name, shlex.split(example[1]))  # raises on an unknown option
+    _, *examples = text.split("Example: ")
+    assert examples, text
+    for example in examples:
+        program, command, *words = shlex.split(example)
+        assert (program, command) == ("metal-edge", name)
+        COMMANDS[name].make_context(name, words)  # raises on an unknown option
+
+
+def test_every_choice_about_a_plan_has_an_example() -> None:
+    shown = CliRunner().invoke(app, ["build-engine", "--help"])
+    examples = shown.output.partition("Example: ")[2]
+    for option in ("--precision", "--attention", "--workspace", "--timing-cache"):
+        assert option in examples
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,26 +1,40 @@
-"""V4L2 devices of the kernel, through OpenCV: buffer times, controls, raw pixel formats."""
+"""V4L2 devices of the kernel, through OpenCV: buffer times, controls, raw pixel formats.
+
+OpenCV converts a whole buffer whatever the driver has put into it: of half a frame, the rest is an
+older picture, and a JPEG that cannot be decoded leaves all of the older one. So buffers are taken
+as they are, at their own length, and converted here.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import struct
 from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from metal_edge.daemon.cameras import CameraError, TornFrameError
 from metal_edge.daemon.cameras.capture import CaptureCamera, CaptureSource
 from metal_edge.daemon.cameras.device_time import ExposureBegin
 from metal_edge.daemon.cameras.options import Options, parse_options, refuse_settings
-from metal_edge.daemon.cameras.pixel_formats import FORMATS, PixelDataError, to_rgb
+from metal_edge.daemon.cameras.pixel_formats import (
+    FORMATS,
+    PixelDataError,
+    to_rgb,
+    without_padding,
+)
 from metal_edge.daemon.cameras.source import Exposure
 from metal_edge.daemon.clock import Clock
-from metal_edge.domain import TimeSource
+from metal_edge.domain import Image, TimeSource
 from metal_edge.errors import SettingsError
 from metal_edge.settings import CameraSettings
+
+log = logging.getLogger(__name__)
 
 # V4L2 pixel formats by our names; https://docs.kernel.org/userspace-api/media/v4l/pixfmt.html
 FOURCC = {
@@ -43,6 +57,10 @@ FOURCC = {
     "yuyv": "YUYV",
     "rgb8": "RGB3",
     "bgr8": "BGR3",
+}
+JPEG = "jpeg"  # taken where the driver has it and `pixel_format` is `auto`
+_BY_FOURCC = {cv2.VideoWriter.fourcc(*code): name for name, code in FOURCC.items()} | {
+    cv2.VideoWriter.fourcc(*code): JPEG for code in ("MJPG", "JPEG")
 }
 EXPOSURE_UNIT_US = 100.0  # V4L2_CID_EXPOSURE_ABSOLUTE
 MANUAL_EXPOSURE = 1  # V4L2_EXPOSURE_MANUAL
@@ -99,13 +117,41 @@ def buffer_time(position_ms: float, now_ns: int) -> tuple[int, TimeSource]:
     return now_ns, TimeSource.ARRIVAL
 
 
-class V4l2Source(CaptureSource):
-    """One open device."""
+def decode_jpeg(data: NDArray[np.uint8]) -> Image:
+    """RGB of one JPEG picture.
 
-    def __init__(self, capture: Any, name: str, clock: Clock, settings: CameraSettings) -> None:
+    Some decoders fill up what is missing and call it good, so the end must be there.
+
+    Raises:
+        PixelDataError: cut off, or no JPEG. Drivers may fill the buffer up with zeros.
+    """
+    whole = data.tobytes().rstrip(b"\0")
+    if not (whole.startswith(b"\xff\xd8") and whole.endswith(b"\xff\xd9")):
+        raise PixelDataError("a JPEG picture without its begin or end")
+    picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    if picture is None:
+        raise PixelDataError("a JPEG picture that cannot be decoded")
+    return np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+class V4l2Source(CaptureSource):
+    """One open device.
+
+    Args:
+        pixel_format: of the buffers; `auto`: OpenCV has converted them.
+    """
+
+    def __init__(
+        self,
+        capture: Any,
+        name: str,
+        clock: Clock,
+        settings: CameraSettings,
+        pixel_format: str,
+    ) -> None:
         super().__init__(capture, name, clock, settings.timeout_s)
         self._name = name
-        self._format = settings.pixel_format
+        self._format = pixel_format
         exposure_us = settings.exposure_us
         self._begin = ExposureBegin(None if exposure_us is None else round(exposure_us * 1000))
 
@@ -122,12 +168,16 @@ class V4l2Source(CaptureSource):
         # A frame from before the `read` lay in the driver, and may show the part before.
         return Exposure(image, stamp_ns, min(began_ns, earliest_ns), source, pixel_format=name)
 
-    def _convert(self, picture: Any) -> Any:
+    def _convert(self, picture: Any) -> Image:
         width = round(self.capture.get(cv2.CAP_PROP_FRAME_WIDTH))
         height = round(self.capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         data = np.ascontiguousarray(picture).view(np.uint8).reshape(-1)
         try:
-            return to_rgb(data, width, height, FORMATS[self._format], full_range=False)
+            if self._format == JPEG:
+                return decode_jpeg(data)
+            item = FORMATS[self._format]
+            plain = without_padding(data, width, height, item)
+            return to_rgb(plain, width, height, item, full_range=False)
         except PixelDataError as error:
             raise TornFrameError(
                 f"camera {self._name}: {error}", "check cable and power"
@@ -156,10 +206,29 @@ class V4l2Camera(CaptureCamera):
         """See `CaptureCamera.source`: the settings, each read back, then the first buffer."""
         try:
             self._configure(capture)
+            pixel_format = self._agreed_format(capture)
         except CameraError:
             capture.release()
             raise
-        return V4l2Source(capture, self.name, self._clock, self._settings)
+        return V4l2Source(capture, self.name, self._clock, self._settings, pixel_format)
+
+    def _agreed_format(self, capture: Any) -> str:
+        """Our name for what the driver sends, then taken as it is; `auto` for what we cannot."""
+        if self._settings.pixel_format != "auto":
+            return self._settings.pixel_format
+        code = round(capture.get(cv2.CAP_PROP_FOURCC))
+        name = _BY_FOURCC.get(code)
+        if name is None:
+            told = code.to_bytes(4, "little", signed=True)
+            log.warning(
+                "camera %s: OpenCV converts its pixel format %r, and would not notice half a"
+                " buffer; set camera.pixel_format",
+                self.name,
+                told,
+            )
+            return "auto"
+        self._set(capture, "pixel_format (as it is)", cv2.CAP_PROP_CONVERT_RGB, 0)
+        return name
 
     def _configure(self, capture: Any) -> None:
         settings, options = self._settings, self._options

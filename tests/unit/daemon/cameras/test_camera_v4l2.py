@@ -165,6 +165,57 @@ def test_half_a_buffer_is_torn() -> None:
         source(driver, pixel_format="mono12").read(1)
 
 
+def agreed(code: str, picture: Any) -> Driver:
+    """A driver that chose this format by itself."""
+    driver = Driver(picture)
+    driver.values[cv2.CAP_PROP_FOURCC] = cv2.VideoWriter.fourcc(*code)
+    driver.values[cv2.CAP_PROP_CONVERT_RGB] = 1
+    return driver
+
+
+@pytest.mark.parametrize(("code", "name"), [("YUYV", "yuyv"), ("GREY", "mono8"), ("BA81", "")])
+def test_whatever_format_comes_half_a_buffer_is_torn(code: str, name: str) -> None:
+    """OpenCV would fill it up with an older picture."""
+    size = 4 * 2 * (2 if code == "YUYV" else 1)
+    driver = agreed(code, np.full((1, size), 128, np.uint8))
+    exposure = source(driver).read(1)
+    assert exposure.image.shape == (2, 4, 3)
+    assert exposure.pixel_format == (name or "bayer_bg8")
+    assert driver.values[cv2.CAP_PROP_CONVERT_RGB] == 0
+    with pytest.raises(TornFrameError, match=f"needs {size} bytes, got {size // 2}"):
+        source(agreed(code, np.zeros((1, size // 2), np.uint8))).read(1)
+
+
+def test_rows_that_are_filled_up_are_no_torn_frame() -> None:
+    padded = np.arange(16, dtype=np.uint8).reshape(2, 8)
+    exposure = source(agreed("GREY", padded.reshape(1, -1))).read(1)
+    assert exposure.image[..., 0].tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]
+
+
+def test_a_jpeg_without_its_end_is_torn() -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (32, 48, 3), np.uint8)
+    jpeg = cv2.imencode(".jpg", noise)[1].reshape(1, -1)
+    for padding in (0, 100):
+        whole = np.pad(jpeg, ((0, 0), (0, padding)))
+        exposure = source(agreed("MJPG", whole)).read(1)
+        assert exposure.pixel_format == "jpeg"
+        assert exposure.image.tolist() == cv2.imdecode(jpeg, cv2.IMREAD_COLOR)[..., ::-1].tolist()
+    # All but the last mark: nothing is missing that a decoder needs.
+    bad = (jpeg[:, : jpeg.size // 2], jpeg[:, :-2], jpeg[:, 1:], np.zeros((1, 0), np.uint8))
+    for data in bad:
+        with pytest.raises(TornFrameError, match="without its begin or end"):
+            source(agreed("MJPG", data)).read(1)
+    with pytest.raises(TornFrameError, match="cannot be decoded"):
+        source(agreed("MJPG", np.array([[0xFF, 0xD8, 0xFF, 0xD9]], np.uint8))).read(1)
+
+
+def test_a_format_that_only_opencv_can_convert_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    driver = agreed("NV12", np.zeros((2, 4, 3), np.uint8))
+    assert source(driver).read(1).pixel_format == "bgr8"
+    assert driver.values[cv2.CAP_PROP_CONVERT_RGB] == 1
+    assert "b'NV12'" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [

@@ -70,9 +70,13 @@ def seen(model: ModelProto, names: list[str], image: NDArray[np.uint8]) -> list[
     return session.run(names, {"image": image[None]})
 
 
-def difference_of(model: ModelProto, search: NodeProto) -> NodeProto:
-    """The subtraction of the found token."""
-    (found,) = (n for n in model.graph.node if n.op_type == "Sub" and n.input[0] == search.input[0])
+def difference_of(case: Case, model: ModelProto, search: NodeProto) -> NodeProto:
+    """The subtraction of the found token, from the token that it is compared with."""
+    bank = search.input[1]
+    (gather,) = (n for n in case.source.graph.node if n.op_type == "Gather" and n.input[0] == bank)
+    (found,) = (
+        n for n in model.graph.node if n.op_type == "Sub" and n.input[1] == gather.output[0]
+    )
     return found
 
 
@@ -130,8 +134,8 @@ def test_no_distance_is_below_that_to_the_nearest_stored_token(case: Case, stran
         for search in case.searches:
             bank = search.input[1]
             tokens = constants[f"{bank}_quantized"] * constants[f"{bank}_scale"][:, None]
-            subtraction = difference_of(int8, search)
-            x, difference = seen(int8, [search.input[0], subtraction.output[0]], image)
+            subtraction = difference_of(case, int8, search)
+            x, difference = seen(int8, [subtraction.input[0], subtraction.output[0]], image)
             got = np.linalg.norm(difference.astype(np.float64), axis=1)
             apart = x[:, None, :].astype(np.float64) - tokens.astype(np.float64)
             least = np.linalg.norm(apart, axis=2).min(axis=1)
@@ -166,8 +170,8 @@ def test_a_search_that_stays_fp32_is_exact(case: Case, tmp_path: Path) -> None:
     image = pictures(1, seed=7)[0]
     for search in case.searches:
         bank = search.input[1]
-        subtraction = difference_of(model, search)
-        names = [bank, search.input[0], subtraction.output[0]]
+        subtraction = difference_of(case, model, search)
+        names = [bank, subtraction.input[0], subtraction.output[0]]
         tokens, x, difference = seen(model, names, image)
         apart = x[:, None, :].astype(np.float64) - tokens.astype(np.float64)
         least = np.linalg.norm(apart, axis=2).min(axis=1)
@@ -182,7 +186,8 @@ def test_the_plain_rounding_rounds_what_a_search_reads_and_nothing_else_of_it(ca
     for search in case.searches:
         assert nodes[search.name].input[0] == f"{search.input[0]}/rounded"
         assert f"{search.output[0]}/rounded" not in made
-        assert difference_of(plain, search).input[0] == search.input[0]
+        compared = difference_of(case, case.source, search).input[0]
+        assert difference_of(case, plain, search).input[0] == compared
 
 
 def searching(kinds: list[str], also: str | None = None) -> ModelProto:

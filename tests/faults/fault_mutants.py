@@ -80,7 +80,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "decisions-while-silent": Mutant(
         (("daemon/mqtt/publisher.py", "            and self._responsive()\n", ""),),
-        "hangs_in_free_run",
+        "hangs_in_free_run or network_bad",
     ),
     "dead-thread-unnoticed": Mutant(
         (("daemon/mqtt/connection.py", "            self.on_end()\n", "            pass\n"),),
@@ -187,6 +187,72 @@ MUTANTS: dict[str, Mutant] = {
             ),
         ),
         "bad_models",
+    ),
+    # What follows is noticed by scenarios that nothing above concerns.
+    "echo-never-missed": Mutant(
+        (
+            (
+                "daemon/mqtt/echo.py",
+                "return last_ns is not None and now_ns - last_ns > self._timeout_ns",
+                "return last_ns is not None and now_ns < last_ns",
+            ),
+        ),
+        "plc_hangs",
+    ),
+    "silence-unnoticed": Mutant(
+        (
+            (
+                "demo/gate.py",
+                "if last is not None and now - last >",
+                "if last is not None and last - now >",
+            ),
+        ),
+        "(daemon_hangs and not good) or (broker_hangs and 12)",
+    ),
+    "lock-of-the-dead": Mutant(
+        (
+            (
+                "daemon/records/storage.py",
+                "os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)\n    try:",
+                "os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)\n    try:",
+            ),
+        ),
+        "daemon_killed",
+    ),
+    "time-stamps-of-the-start": Mutant(
+        (
+            (
+                "daemon/clock.py",
+                "return time.time_ns()",
+                "return time.monotonic_ns() + BEHIND_NS",
+            ),
+            (
+                "daemon/clock.py",
+                "class SystemClock:",
+                "BEHIND_NS = time.time_ns() - time.monotonic_ns()\n\n\nclass SystemClock:",
+            ),
+        ),
+        "clock_step and forward",
+    ),
+    "camera-not-opened-again": Mutant(
+        (
+            (
+                "daemon/cameras/reader.py",
+                "            self._failed(error)  # told before",
+                "            self._stop.set()\n            self._failed(error)  # told before",
+            ),
+        ),
+        "rtsp_stalls or rtsp_killed or gige_killed",
+    ),
+    "torn-frames-believed": Mutant(
+        (
+            (
+                "daemon/cameras/aravis.py",
+                "whole = status == states.SUCCESS",
+                "whole = status != states.CLEARED",
+            ),
+        ),
+        "gige_loses_packets",
     ),
     "half-a-change": Mutant(
         (

@@ -16,6 +16,9 @@ from support.tiny_bundle import write_image
 BACK_S = 10.0
 # What was in the socket when the broker froze: at most one second's decisions (docs/daemon.md).
 IN_SOCKET = 12
+# On a bad line the broker answers now and then, and each time that counts for a second. Measured: 8
+# to 13; where nobody looks at the answers, 88.
+IN_SOCKET_AGAIN = 40
 
 
 @pytest.mark.fault(
@@ -101,7 +104,9 @@ def test_network_bad(distant: Rig, trial: Trial, cable: Cable) -> None:
     cable.throttle(60)
     rig.wait_parts(100, 40)
     cable.throttle(None)
-    trial.over(rig, time.monotonic_ns(), 40, parts=10)
+    audit = trial.over(rig, time.monotonic_ns(), 40, parts=10)
+    trial.row.notes.append(f"{audit.stale_decisions} decisions came out of the socket late")
+    assert audit.stale_decisions <= IN_SOCKET_AGAIN
 
 
 def free_run(rig: Rig, fps: int) -> None:

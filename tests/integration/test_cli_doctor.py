@@ -98,17 +98,19 @@ def test_nothing_stays_behind(broker: Broker, folder: Path) -> None:
         assert not [message for name in OWN for message in later.all(name)]
 
 
-def test_access_rules(folder: Path) -> None:
+@pytest.mark.parametrize("allowed", [{"decision", "state"}, OWN - {"decision"}], ids=["most", "decision"])
+def test_access_rules(folder: Path, allowed: set[str]) -> None:
+    """That `decision` is denied, a daemon cannot see: it has no acknowledgement."""
     rules = folder / "acl"
-    rules.write_text(f"topic read #\ntopic write {STATION}/decision\ntopic write {STATION}/state\n")
+    granted = "".join(f"topic write {STATION}/{name}\n" for name in sorted(allowed))
+    rules.write_text(f"topic read #\n{granted}")
     with Broker(folder / "broker", f"allow_anonymous true\nacl_file {rules}") as broker:
         code, found = findings(write_settings(folder / "line.toml", broker))
     assert code == 1
     publishing = found["publishing"]
     assert publishing["level"] == "FAIL"
-    for name in OWN - {"decision", "state"}:
-        assert f"{name} (Not authorized)" in publishing["found"]
-    assert "decision" not in publishing["found"]
+    for name in OWN:
+        assert (f"{name} (Not authorized)" in publishing["found"]) == (name not in allowed)
     assert publishing["remedy"]
 
 

@@ -98,7 +98,9 @@ def test_nothing_stays_behind(broker: Broker, folder: Path) -> None:
         assert not [message for name in OWN for message in later.all(name)]
 
 
-@pytest.mark.parametrize("allowed", [{"decision", "state"}, OWN - {"decision"}], ids=["most", "decision"])
+@pytest.mark.parametrize(
+    "allowed", [{"decision", "state"}, OWN - {"decision"}], ids=["most", "decision"]
+)
 def test_access_rules(folder: Path, allowed: set[str]) -> None:
     """That `decision` is denied, a daemon cannot see: it has no acknowledgement."""
     rules = folder / "acl"

@@ -45,7 +45,7 @@ def _resolve_paths(settings: LineSettings, base: Path) -> LineSettings:
     def absolute(value: Path | None) -> Path | None:
         return None if value is None else (base / value.expanduser()).resolve()
 
-    mqtt_paths = ("password_file", "ca_file", "cert_file", "key_file")
+    mqtt_paths = ("username_file", "password_file", "ca_file", "cert_file", "key_file")
     mqtt = settings.mqtt.model_copy(
         update={
             name: _credential(getattr(settings.mqtt, name))

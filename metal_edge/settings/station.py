@@ -52,6 +52,10 @@ class MqttSettings(Section):
     host: str = Field(default="127.0.0.1", description="name or address of the broker")
     port: int = Field(default=1883, ge=1, le=65535, description="usually 8883 with TLS")
     username: str | None = Field(default=None, description="needs password_file")
+    username_file: Path | None = Field(
+        default=None,
+        description="instead of username: a file with it, or the name of a systemd credential",
+    )
     password_file: Path | None = Field(
         default=None,
         description="file with the password, or the name of a systemd credential; never itself",
@@ -85,7 +89,10 @@ class MqttSettings(Section):
     def _pairs(self) -> MqttSettings:
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("cert_file and key_file go together")
-        if self.username is not None and self.password_file is None:
+        if self.username is not None and self.username_file is not None:
+            raise ValueError("username and username_file exclude each other")
+        named = self.username is not None or self.username_file is not None
+        if named and self.password_file is None:
             raise ValueError("username needs password_file")
         return self
 

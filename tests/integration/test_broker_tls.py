@@ -135,9 +135,17 @@ def test_a_wrong_password_or_none(tmp_path: Path) -> None:
         for settings in ({"username": "edge", "password_file": wrong}, {}):
             assert "check mqtt.username, mqtt.password_file" in complaint(broker, **settings)
         missing = tmp_path / "missing"
-        connection = conversation(broker, username="edge", password_file=missing)
-        with pytest.raises(UnavailableError, match=str(missing)):
-            connection.open()
+        user = tmp_path / "user"
+        user.write_text("edge\n")
+        works(broker, username_file=user, password_file=right)
+        user.write_text("somebody\n")
+        complaint(broker, username_file=user, password_file=right)
+        for unreadable in (
+            {"username": "edge", "password_file": missing},
+            {"username_file": missing, "password_file": right},
+        ):
+            with pytest.raises(UnavailableError, match=f"mqtt.*_file {missing} cannot be read"):
+                conversation(broker, **unreadable).open()
 
 
 def test_no_broker_at_all(tmp_path: Path) -> None:

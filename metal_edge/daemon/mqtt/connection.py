@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -252,15 +253,12 @@ class Connection:
 
     def _use_credentials(self) -> None:
         settings = self._settings
-        try:
-            if settings.username is not None and settings.password_file is not None:
-                password = settings.password_file.read_text(encoding="utf-8").rstrip("\r\n")
-                self._client.username_pw_set(settings.username, password)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UnavailableError(
-                f"mqtt.password_file {settings.password_file} cannot be read ({error})",
-                "make it readable for the service",
-            ) from error
+        user = settings.username
+        if settings.username_file is not None:
+            user = _read_secret("mqtt.username_file", settings.username_file)
+        if user is not None and settings.password_file is not None:
+            password = _read_secret("mqtt.password_file", settings.password_file)
+            self._client.username_pw_set(user, password)
         context = client_context(settings)
         if context is not None:
             self._client.tls_set_context(context)
@@ -346,6 +344,20 @@ class Connection:
         except Exception:
             self._failing.add(message.topic)
             log.exception("handling a message of %.200a failed", message.topic)
+
+
+def _read_secret(key: str, path: Path) -> str:
+    """A file's one line.
+
+    Raises:
+        UnavailableError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnavailableError(
+            f"{key} {path} cannot be read ({error})", "make it readable for the service"
+        ) from error
 
 
 def _remedy(error: Exception) -> str:

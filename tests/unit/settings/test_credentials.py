@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from metal_edge.errors import SettingsError
 from metal_edge.settings import load_settings
 
-CAMERA = 'bundle = "b"\n[camera]\nkind = "folder"\nuri = "images"\n[mqtt]\nusername = "edge"\n'
+LINE = 'bundle = "b"\n[camera]\nkind = "folder"\nuri = "images"\n[mqtt]\n'
+CAMERA = f'{LINE}username = "edge"\n'
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,17 @@ def test_without_systemd_names_count_from_the_settings_file(
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     (tmp_path / "line.toml").write_text(f'{CAMERA}password_file = "mqtt-password"\n')
     assert load_settings(tmp_path / "line.toml").mqtt.password_file == tmp_path / "mqtt-password"
+
+
+def test_the_user_may_be_a_credential_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials, config = tmp_path / "credentials", tmp_path / "line.toml"
+    credentials.mkdir()
+    (credentials / "mqtt-user").write_text("edge\n")
+    config.write_text(f'{LINE}username_file = "mqtt-user"\npassword_file = "p"\n')
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    mqtt = load_settings(config).mqtt
+    assert (mqtt.username_file, mqtt.username) == (credentials / "mqtt-user", None)
+    for wrong in ('username_file = "mqtt-user"\n', 'username = "a"\nusername_file = "b"\n'):
+        config.write_text(LINE + wrong)
+        with pytest.raises(SettingsError, match="username"):
+            load_settings(config)

@@ -377,3 +377,12 @@ def test_regions_are_the_connected_areas_worst_first() -> None:
     assert first.area == 8
     assert (second.x, second.y, second.width, second.height) == (100, 50, 2, 2)
     assert find_areas(heat, 0.95, (0, 0, 12, 8)).regions == ()
+
+
+def test_of_many_areas_the_worst_are_told_and_no_more() -> None:
+    """A noisy map has thousands; a payload has room for sixteen."""
+    heat = np.zeros((11, 11), np.float32)
+    peaks = np.linspace(0.6, 0.9, 36, dtype=np.float32)
+    heat[::2, ::2] = np.random.default_rng(3).permutation(peaks).reshape(6, 6)
+    regions = find_areas(heat, 0.5, (0, 0, 11, 11)).regions
+    assert [region.peak for region in regions] == sorted(peaks.tolist(), reverse=True)[:16]

@@ -13,7 +13,13 @@ from onnx import helper
 from support.attention_cases import Case, assert_close, cases, make_case
 
 from metal_edge.export.attention_spelt import spell_out
-from metal_edge.export.masked_attention import Fill, plain
+from metal_edge.export.masked_attention import (
+    Fill,
+    Int8Scales,
+    MaskedAttentionSpec,
+    plain,
+    reference,
+)
 from metal_edge.export.operator_node import DOMAIN
 
 
@@ -83,3 +89,19 @@ def test_other_nodes_of_ours_keep_their_domain() -> None:
 def test_packed_inputs_are_taken_apart(inputs: int) -> None:
     case = make_case(np.int8, batch=2, heads=2, inputs=inputs, shared_query=inputs == 2)
     check(case)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"), [(np.int8, 10), (np.float16, 1 - 2**-11), (np.float32, 1.0)]
+)
+def test_weights_are_rounded_to_float16_unless_tensors_are_float32(kind: Any, wanted: Any) -> None:
+    """Eleven keys alike: float16's 1/11 makes .9997 in all, on the other side of a rounding."""
+    keys, value = 11, 127 if kind == np.int8 else 1
+    scales = {"int8": Int8Scales(1, 1, v=10.501 / 127, out=1)} if kind == np.int8 else {}
+    spec = MaskedAttentionSpec.of_mask(np.ones((4, keys), bool), 1, **scales)
+    tensors = [np.full((1, n, 16), v, kind) for n, v in ((4, 0), (keys, 0), (keys, value))]
+    case = Case(tensors, spec)
+    last_bits = 1e-6 if kind == np.float32 else 0
+    assert reference(tensors, spec) == pytest.approx(10.501 if kind == np.int8 else 1)
+    assert plain(tensors, spec) == pytest.approx(wanted, abs=last_bits)
+    assert spelt(case) == pytest.approx(wanted, abs=last_bits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 import metal_edge
 from metal_edge.bundle import Bundle, Thresholds, sha256_of
 from metal_edge.cli.console import progress, say
+from metal_edge.cli.destination import working_files
 from metal_edge.cli.int8_build import Int8Built, Int8Options, build_int8, save_baseline
 from metal_edge.cli.workflow import OpenRun, ensure_onnx, spread, unseen
 from metal_edge.data import GoodSplit, load_dataset, resolve_split
@@ -44,7 +46,7 @@ from metal_edge.export.precision import Conversion, EnginePrecision, write_fp16,
 from metal_edge.export.tensorrt_attention import INT8_EVIDENCE
 from metal_edge.export.tensorrt_int8 import int8_for_tensorrt
 from metal_edge.files import remove_leftovers
-from metal_edge.quantize.record import calibration_record, write_record
+from metal_edge.quantize.record import calibration_record, staged_record
 from metal_edge.training.run import CHECKPOINT
 
 GOLDEN_GOOD = 6
@@ -135,9 +137,10 @@ def build_bundle(run: OpenRun, destination: Path, options: BuildOptions) -> Buil
     split = resolve_split(run.record.split, run.root)
     int8: Int8Built | None = None
     try:
-        work.mkdir(exist_ok=True)
-        conversion, int8 = _convert(run, source, staged, split, options)
-        baseline = save_baseline(conversion, plain)
+        with working_files(run.path):
+            work.mkdir(exist_ok=True)
+            conversion, int8 = _convert(run, source, staged, split, options)
+            baseline = save_baseline(conversion, plain)
         judged = _judge(run, source, staged, baseline, split, options)
         candidates = _golden_candidates(run, split, judged, source, staged)
         require_same_verdicts(
@@ -151,8 +154,8 @@ def build_bundle(run: OpenRun, destination: Path, options: BuildOptions) -> Buil
         parts.provenance.update(
             precision=conversion.notes, parity=parity, decision_margin=margin.as_dict()
         )
-        bundle = write_bundle(destination, parts)
-        record = _record(run, source, options, int8, judged, parity) if options.record else None
+        with _record(run, source, options, int8, judged, parity) as record:
+            bundle = write_bundle(destination, parts)
     except ParityError:
         for warning in int8.frames.warnings if int8 else ():
             say(f"warning: {warning}")  # it may be the reason
@@ -342,9 +345,10 @@ def _record(
     int8: Int8Built | None,
     judged: _Judged,
     parity: dict[str, Any],
-) -> Path | None:
+) -> AbstractContextManager[Path | None]:
+    """The calibration's evidence, if it was asked for, to appear with the bundle."""
     if options.record is None or int8 is None:
-        return None
+        return nullcontext()
     record = calibration_record(
         run=run.record.fingerprint,
         model_sha256=sha256_of(source),
@@ -362,5 +366,6 @@ def _record(
                 "images": judged.threshold.n,
             },
         },
+        symmetric=options.backend == "tensorrt",
     )
-    return write_record(options.record, record)
+    return staged_record(options.record, record)

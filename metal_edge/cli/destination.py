@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from metal_edge.bundle import GOLDEN, MANIFEST, MODEL, SEAL, THRESHOLDS
 from metal_edge.errors import OutputError, SettingsError
 
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _BUNDLE_ENTRIES = frozenset({MANIFEST, SEAL, MODEL, THRESHOLDS, GOLDEN.partition("/")[0]})
 
 
@@ -74,3 +79,24 @@ def bundle_folder(path: Path) -> Path:
                 "choose another folder with -o",
             )
     return folder
+
+
+@contextmanager
+def working_files(folder: Path) -> Iterator[None]:
+    """Says where space is needed: a full disk's own error names no file.
+
+    Args:
+        folder: of the working files; libraries have theirs in the system's temporary folder.
+
+    Raises:
+        OutputError: there is no space for them.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise OutputError(
+            f"cannot write working files ({error.strerror})",
+            f"free space in {folder} and in {tempfile.gettempdir()}",
+        ) from error

@@ -25,7 +25,6 @@ from metal_edge.bundle import (
     write_manifest,
 )
 from metal_edge.domain import Preprocess
-from metal_edge.errors import BundleError
 from metal_edge.export.parity import GoldenCandidate
 from metal_edge.files import write_folder
 from metal_edge.runtime.load import check_golden, load_runner
@@ -92,8 +91,9 @@ def _write_golden(folder: Path, parts: BundleParts) -> None:
     entries = []
     for index, candidate in enumerate(parts.golden):
         name = f"golden/{index:03d}.png"
-        if not cv2.imwrite(str(folder / name), np.ascontiguousarray(candidate.image[..., ::-1])):
-            raise BundleError(f"cannot write {name}", "free space there")
+        # Not imwrite, which keeps to itself why it could not write.
+        _, png = cv2.imencode(".png", np.ascontiguousarray(candidate.image[..., ::-1]))
+        (folder / name).write_bytes(png.tobytes())
         entries.append(GoldenImage(file=name, score=candidate.converted, good=candidate.good))
     golden = Golden(tolerance=golden_tolerance(parts.thresholds.score), images=tuple(entries))
     (folder / GOLDEN).write_text(to_json(golden), encoding="utf-8")

@@ -7,16 +7,18 @@ example `calibration/line1/`. The same build writes the same text.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metal_edge.files import write_text
+from metal_edge.files import atomic_file
 from metal_edge.quantize.calibration import CalibrationMethod, Range
 
 RECORD = "calibration.json"
 _LEVELS = 255
+_SYMMETRIC_LEVELS = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ def calibration_record(
     ranges: Mapping[str, Range],
     zero_range: Sequence[str],
     results: Mapping[str, Any],
+    symmetric: bool = False,
 ) -> dict[str, Any]:
     """The record's content.
 
@@ -49,6 +52,8 @@ def calibration_record(
         ranges: per tensor.
         zero_range: nodes that stay FP32 since their tensors are always 0.
         results: JSON values: the sweep, accuracy, parity, threshold.
+        symmetric: scales are of signed values with zero point 0, as TensorRT wants them; before
+            they are rounded to float16.
     """
     listed = sorted(frames, key=lambda frame: frame.sha256)
     return {
@@ -62,32 +67,36 @@ def calibration_record(
         ],
         "distribution_shift": _rounded(shift),
         "zero_range_nodes": sorted(zero_range),
-        "tensors": {name: _tensor(span) for name, span in ranges.items()},
+        "tensors": {name: _tensor(span, symmetric) for name, span in ranges.items()},
         **results,
     }
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
-    """Writes `folder`/calibration.json atomically; returns its path.
+@contextmanager
+def staged_record(folder: Path, record: Mapping[str, Any]) -> Iterator[Path]:
+    """Yields the path of `folder`/calibration.json, which appears when the block has ended well.
+
+    It is written before: if there is no space for it, the block, which writes the bundle that it
+    speaks of, does not begin.
 
     Raises:
         OutputError: the place cannot be written.
     """
+    text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n"
     path = folder / RECORD
-    write_text(path, json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    return path
+    with atomic_file(path) as staging:
+        staging.write_text(text, encoding="utf-8")
+        yield path
 
 
-def _tensor(span: Range) -> dict[str, Any]:
+def _tensor(span: Range, symmetric: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {"low": _rounded(span.low), "high": _rounded(span.high)}
     if span.zero:
-        return {"low": _rounded(span.low), "high": _rounded(span.high), "scale": None}
+        return found | {"scale": None}
+    if symmetric:
+        return found | {"scale": _rounded(span.amplitude / _SYMMETRIC_LEVELS), "zero_point": 0}
     scale = (span.high - span.low) / _LEVELS
-    return {
-        "low": _rounded(span.low),
-        "high": _rounded(span.high),
-        "scale": _rounded(scale),
-        "zero_point": round(-span.low / scale),
-    }
+    return found | {"scale": _rounded(scale), "zero_point": round(-span.low / scale)}
 
 
 def _rounded(value: float) -> float:

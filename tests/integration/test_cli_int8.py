@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import PIL.Image
 import pytest
 from onnx import numpy_helper
 from support.cli import Call, Trained, listing, write_parts
+from support.small_disk import small_disk
+from support.tiny_bundle import build_bundle
 
 from metal_edge.bundle import Bundle
 from metal_edge.cli import bundling, int8_build
@@ -164,6 +167,38 @@ def test_the_plugins_int8_attention_is_judged_before_a_device_sees_it(
     assert "int8 with the plugin's attention differs from fp32" in found["refused"]
     warning = f"the plugin's int8 attention is no candidate: {found['refused']}"
     assert warning in built.warnings
+
+
+def test_no_space_for_working_files(
+    own_run: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the run, or where libraries have their temporary files: the old bundle stays."""
+    old = build_bundle(tmp_path / "old")
+    before = listing(old)
+    with small_disk(own_run / f".build.{os.getpid()}.partial", "1m"):
+        refused = call("build-engine", own_run, "--precision", "fp16", "-o", old)
+    assert refused.code == 73, refused
+    assert "cannot write working files (No space left on device)" in refused.error
+    assert f"free space in {own_run}" in refused.error
+    with small_disk(tmp_path / "temporary", "1m") as place:
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        refused = call("build-engine", own_run, *INT8, "-o", old)
+        assert refused.code == 73, refused
+        assert f"and in {place}" in refused.error
+    assert listing(old) == before
+
+
+def test_no_space_for_the_record(trained: Trained, tmp_path: Path, call: Call) -> None:
+    """A bundle without the evidence that was asked for must not take the old one's place."""
+    old = build_bundle(tmp_path / "old")
+    before = listing(old)
+    with small_disk(tmp_path / "disk", "16k") as place:
+        options = (*INT8, "--calibration-record", place / "line1")
+        refused = call("build-engine", trained.run, *options, "-o", old)
+        assert refused.code == 73, refused
+        assert f"cannot write {place / 'line1' / 'calibration.json'}" in refused.error
+        assert not [path for path in place.rglob("*") if path.is_file()]
+    assert listing(old) == before
 
 
 def test_a_wrong_conversion_never_becomes_a_bundle(

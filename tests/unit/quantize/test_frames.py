@@ -17,7 +17,7 @@ from metal_edge.quantize.frames import (
     distribution_shift,
     frame_statistics,
 )
-from metal_edge.quantize.record import FrameRecord, calibration_record, write_record
+from metal_edge.quantize.record import FrameRecord, calibration_record, staged_record
 
 
 @settings(max_examples=60)
@@ -83,7 +83,9 @@ def test_the_record_is_stable_text_without_images(tmp_path: Path) -> None:
             zero_range=("n",),
             results={"accuracy": {"image_auroc": 0.9}},
         )
-        return write_record(tmp_path / "line1", record).read_text(encoding="utf-8")
+        with staged_record(tmp_path / "line1", record) as path:
+            pass
+        return path.read_text(encoding="utf-8")
 
     first = text(1)
     assert text(-1) == first
@@ -101,3 +103,31 @@ def test_the_record_is_stable_text_without_images(tmp_path: Path) -> None:
         "reason": "reason 0",
     }
     assert [p.name for p in (tmp_path / "line1").iterdir()] == ["calibration.json"]
+
+
+def test_the_record_appears_with_what_it_speaks_of_or_not_at_all(tmp_path: Path) -> None:
+    with staged_record(tmp_path, {"of": "the old bundle"}) as path:
+        assert not path.exists()
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError), staged_record(tmp_path, {"of": "a new one"}):
+        raise RuntimeError("no bundle")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_scales_for_tensorrt_are_symmetric() -> None:
+    record = calibration_record(
+        run="r",
+        model_sha256="m",
+        method=CalibrationMethod.MINMAX,
+        frames=(),
+        shift=1.0,
+        ranges={"a": Range(-1, 2), "b": Range(0, 0)},
+        zero_range=(),
+        results={},
+        symmetric=True,
+    )
+    assert record["tensors"]["a"] == {
+        "low": -1.0, "high": 2.0, "scale": pytest.approx(2 / 127, rel=1e-5), "zero_point": 0,
+    }  # fmt: skip
+    assert record["tensors"]["b"]["scale"] is None

@@ -25,8 +25,8 @@ class Runner(Protocol):
             images: uint8 [N, H, W, 3], RGB, 0..255, C-contiguous.
 
         Returns:
-            One Inspection per image; its numbers may be non-finite, which the caller must treat
-            as `unknown`.
+            One Inspection per image, the caller's for good: no later call changes it. Its numbers
+            may be non-finite, which the caller must treat as `unknown`.
 
         Raises:
             ValueError: wrong shape or dtype.

@@ -1,4 +1,4 @@
-"""The `Runner` over a TensorRT plan: everything is allocated once, a frame is one graph launch.
+"""The `Runner` over a TensorRT plan: buffers are allocated once, a frame is one graph launch.
 
 Per batch size a CUDA graph holds the whole way of a frame: pixels to the device, network, map and
 score back. The score on the device is set to NaN at the graph's start, so that an execution which
@@ -133,8 +133,14 @@ class TensorRtRunner:
     """Runs a plan. See `Runner`.
 
     Batches beyond the plan's largest are run in pieces. The first run of a batch size prepares
-    its graph; after that no memory of CUDA is allocated. What `run` returns is a copy, which
-    later frames leave alone.
+    its graph; after that no memory of CUDA is allocated, pinned or on the device.
+
+    What `run` returns is the caller's for good: a copy, the one thing that a frame allocates. Maps
+    outlive the next frames (evidence is written when the disk has time for it), and how long,
+    nobody here knows. A ring of buffers would be right until the disk is slow, and then show one
+    part's map, or decide by it, as another's. It would not be faster either: the copy has to be
+    made, 10 us for 256 x 256, and the allocator gives back the block of a map that was let go
+    (docs/tensorrt.md).
 
     Args:
         engine: the plan; the runner closes it, also when this constructor fails.

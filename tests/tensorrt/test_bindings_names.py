@@ -1,4 +1,5 @@
-"""Every TensorRT name that the code uses exists in the real bindings of each supported version."""
+"""Every TensorRT name that the code uses exists in the real bindings of each supported version;
+and what those bindings do where TensorRT creates nothing is told in words."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 import metal_edge
-from tools.tensorrt.bindings import Answer, ask
+from tools.tensorrt.bindings import Answer, ask, refusals
 from tools.tensorrt.names import Uses, defined_in, sources_below, uses_in
 from tools.tensorrt.stubs import NoCompilerError
 from tools.tensorrt.wheels import UnobtainableError, pinned
@@ -109,3 +110,14 @@ def test_a_name_behind_hasattr_exists_somewhere(
         pytest.skip("some bindings cannot be asked here")
     somewhere = frozenset().union(*(a.members for a in found)) | OURS
     assert not {n: place for n, place in uses.optional.items() if n not in somewhere}
+
+
+@pytest.mark.parametrize("release", WHEELS)
+def test_what_is_not_created_is_no_traceback(release: str) -> None:
+    try:
+        builder, runtime = refusals(WHEELS[release])
+    except (UnobtainableError, NoCompilerError) as error:
+        pytest.skip(str(error))
+    assert builder.startswith("TensorRT cannot create a builder (")
+    assert runtime.startswith("TensorRT cannot create a runtime (")
+    assert builder.endswith("): check the NVIDIA driver, and what else takes the GPU's memory")

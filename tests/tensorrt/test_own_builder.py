@@ -69,11 +69,19 @@ def test_a_process_of_auto_builds_and_passes_everything_on(
         model=tiny.fp16,
         plan=tmp_path / "engine.plan",
         bundle=tmp_path,
+        workspace_mib=256,
+        timing_cache=tmp_path / "timings",
     )
     found = run_job(job, log, command=command)
     assert found["bytes"] == job.plan.stat().st_size > 10_000
     assert any(done > 0 for done in steps.values())
     assert "Engine generation completed" in log.text
+    assert "timing cache in use" in log.text
+    measured = (tmp_path / "timings").read_bytes()
+    assert measured
+    (tmp_path / "timings").write_bytes(b"of something else")
+    assert run_job(job, log, command=command)["bytes"] == found["bytes"]
+    assert (tmp_path / "timings").read_bytes()[:4] == measured[:4]
     refused = job.model_copy(update={"model": tiny.onnxruntime})
     with pytest.raises(DataError, match=r"TensorRT cannot parse .*DequantizeLinear"):
         run_job(refused, log, command=command)

@@ -20,6 +20,7 @@ from tools.tensorrt.stubs import NoCompilerError, find_tool
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / "build" / "tensorrt"
+FETCHED = ("bindings", "rtx", "lean", "headers")  # for another machine than this: when wanted
 _TIMEOUT_S = 600
 
 
@@ -114,7 +115,7 @@ def main() -> int:
         find_tool("gcc")
     except NoCompilerError as error:
         print(f"test-tensorrt: {error}: names and flags will not be checked")
-    for wheel in [*pinned("bindings"), *pinned("rtx")]:
+    for wheel in [wheel for kind in FETCHED for wheel in pinned(kind)]:
         known, started = (CACHE / wheel.folder).is_dir(), time.monotonic()
         try:
             place = unpacked(wheel)

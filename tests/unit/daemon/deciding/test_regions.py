@@ -288,7 +288,7 @@ def test_growth_does_not_enter_what_is_ignored() -> None:
 
 
 def test_a_threshold_below_zero_does_not_grow_inwards() -> None:
-    heat = np.array([[-0.5, -2.0, -0.2]], np.float32)
+    heat = np.array([[-0.7, -2.0, -0.2]], np.float32)
     rules = RegionRules((0, 0, 3, 1), (1, 3), hysteresis=0.5)
     found = find_areas(heat, -1.0, rules.area, rules).regions
     assert [(r.x, r.width) for r in found] == [(2, 1), (0, 1)]

@@ -77,7 +77,7 @@ def _margin(margin: Margin) -> str:
 def sweep_table(accuracy: dict[str, Any]) -> list[str]:
     """The sweep and what was chosen, as lines."""
     rows = accuracy["sweep"]
-    width = max([len("all blocks in INT8"), *(len(row["block"]) for row in rows)])
+    width = max([len("on the golden images"), *(len(row["block"]) for row in rows)])
     head = f"{'block alone in INT8':<{width}} layers  map corr.  score change  AUROC loss"
     lines = [f"{head} image / pixel"] if rows else []
     for row in rows:
@@ -86,6 +86,10 @@ def sweep_table(accuracy: dict[str, Any]) -> list[str]:
     lines.append(f"{'all blocks in INT8':<{width}} {'':>6}  {_effect(accuracy['all_int8'])}")
     if accuracy["fp32_blocks"]:
         lines.append(f"{'chosen':<{width}} {'':>6}  {_effect(accuracy['result'])}")
+    golden = accuracy.get("golden")
+    if golden is not None:
+        exceeded = "" if golden["within_budget"] else "  exceeds the budget"
+        lines.append(f"{'on the golden images':<{width}} {'':>6}  {_effect(golden)}{exceeded}")
     labelled = accuracy["defective_images"]
     lines.append(
         f"compared on {accuracy['images']} images, {labelled} of them defective; budget: AUROC loss"

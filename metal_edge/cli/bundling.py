@@ -18,9 +18,15 @@ import metal_edge
 from metal_edge.bundle import Bundle, Thresholds, sha256_of
 from metal_edge.cli.console import progress, say
 from metal_edge.cli.destination import working_files
-from metal_edge.cli.int8_build import Int8Built, Int8Options, build_int8, save_baseline
+from metal_edge.cli.int8_build import (
+    Int8Built,
+    Int8Options,
+    build_int8,
+    judge_golden,
+    save_baseline,
+)
 from metal_edge.cli.workflow import OpenRun, ensure_onnx, spread, unseen
-from metal_edge.data import GoodSplit, load_dataset, resolve_split
+from metal_edge.data import GoodSplit, Sample, load_dataset, resolve_split
 from metal_edge.evaluation.thresholds import ConformalThreshold, choose_rate, conformal_threshold
 from metal_edge.export.build import (
     GOLDEN_RELATIVE_TOLERANCE,
@@ -149,6 +155,10 @@ def build_bundle(run: OpenRun, destination: Path, options: BuildOptions) -> Buil
         golden = _steady(candidates, judged.threshold.score)
         margin = decision_margin([c.converted for c in golden], judged.threshold.score)
         warnings = _judge_attention(judged, golden, conversion, (source, staged, baseline), options)
+        if int8 is not None:
+            pictures = _samples_of(golden, run, split)
+            budget = options.int8.budget
+            warnings += judge_golden(int8, (source, staged), pictures, run, budget)
         parts = _parts(run, staged, precision, judged, golden)
         parity = judged.parity.as_dict() | {"changed_verdicts": judged.changed_verdicts}
         parts.provenance.update(
@@ -278,6 +288,15 @@ def _golden_candidates(
     ]
     # A bundle without any golden image could not be verified at all.
     return [*spread(tuple(_clear(passing, threshold)), GOLDEN_GOOD), *kept_bad] or bad[-1:]
+
+
+def _samples_of(
+    golden: Sequence[GoldenCandidate], run: OpenRun, split: GoodSplit
+) -> tuple[Sample, ...]:
+    """Those that are pictures of the data set, with their truth: not the negative."""
+    test = load_dataset(run.root).test
+    by_path = {str(sample.path): sample for sample in (*split.calibration, *test)}
+    return tuple(by_path[c.name] for c in golden if c.name in by_path)
 
 
 def _clear(candidates: Sequence[GoldenCandidate], threshold: float) -> list[GoldenCandidate]:

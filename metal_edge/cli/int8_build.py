@@ -122,6 +122,46 @@ def build_int8(
     )
 
 
+def judge_golden(
+    built: Int8Built,
+    graphs: tuple[Path, Path],
+    samples: Sequence[Sample],
+    run: OpenRun,
+    budget: float,
+) -> tuple[str, ...]:
+    """Measures the graph that is deployed on the golden pictures, by the same budget.
+
+    The budget chose the blocks on many pictures. These few are what every start of the daemon is
+    judged by, and none may be lost among the many.
+
+    Args:
+        built: its `accuracy` gets `golden`.
+        graphs: FP32's and the final one.
+        samples: the golden pictures that are files of the data set.
+
+    Returns:
+        Warnings.
+    """
+    checks = CheckSet(samples, run.preprocess)
+    if not len(checks):
+        return ()
+    fp32, final = (checks.measure(graph) for graph in graphs)
+    effect = final.effect_against(fp32)
+    allowed = Budget(budget, checks.auroc_step).allows(effect)
+    built.accuracy["golden"] = {
+        "images": len(checks),
+        "defective_images": int(checks.defective.sum()),
+        "within_budget": allowed,
+        **effect.as_dict(),
+    }
+    if allowed:
+        return ()
+    return (
+        f"on the {len(checks)} golden images INT8 exceeds the accuracy budget ({_words(effect)}):"
+        " give more varied calibration images, or build with --precision fp16",
+    )
+
+
 def calibration_frames(run: OpenRun, split: GoodSplit, folder: Path | None) -> Frames:
     """Up to FRAMES distinct good pictures, of the training images or of `folder`.
 

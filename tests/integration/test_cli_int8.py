@@ -25,7 +25,7 @@ from metal_edge.cli.workflow import open_run
 from metal_edge.data import load_dataset
 from metal_edge.export import attention_surgery
 from metal_edge.export.precision import Conversion, EnginePrecision, write_fp16
-from metal_edge.quantize.sweep import try_each
+from metal_edge.quantize.sweep import Budget, try_each
 
 INT8 = ("--precision", "int8", "--no-sweep")
 
@@ -88,6 +88,26 @@ def test_the_table_names_blocks_margin_and_tolerances(
     assert built.code == 0, built.err
     for words in ("all blocks in INT8", "adversarial images", "decision margin", "tolerance"):
         assert words in built.out
+    (row,) = (line for line in built.out.splitlines() if line.startswith("on the golden images"))
+    bundle = Bundle.open(tmp_path / "b")
+    golden = bundle.manifest.provenance["precision"]["accuracy"]["golden"]
+    assert f"{golden['map_correlation']:.5f}" in row
+    assert golden["images"] == len(bundle.golden.images) - 1, "the negative has no truth"
+    assert golden["defective_images"] == sum(not g.good for g in bundle.golden.images) - 1
+    assert golden["pixel_auroc_loss"] is not None
+
+
+def test_a_loss_on_the_golden_images_is_warned_of(
+    trained: Trained, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget that any change of a map exceeds."""
+    monkeypatch.setattr(int8_build, "Budget", partial(Budget, labelled=(1e-9, 1e-9)))
+    built = call("build-engine", trained.run, *INT8, "-o", tmp_path / "b", "--json")
+    assert built.code == 0, built.err
+    assert not built.json["accuracy"]["golden"]["within_budget"]
+    golden = built.json["accuracy"]["golden"]["images"]
+    wanted = f"on the {golden} golden images INT8 exceeds the accuracy budget"
+    assert any(wanted in warning for warning in built.json["warnings"])
 
 
 def test_frames_of_another_place_are_warned_of(

@@ -62,7 +62,7 @@ class _Graph:
         return _Graph(
             {name: node for node in model.graph.node for name in node.output},
             {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer},
-            {value.name: _shape(value) for value in (*inferred.value_info, *inferred.output)},
+            {v.name: _shape(v) for v in (*inferred.input, *inferred.value_info, *inferred.output)},
         )
 
     def shape(self, name: str) -> Shape:

@@ -17,7 +17,8 @@ def unjoin(model: onnx.ModelProto) -> int:
         How many splits are gone; what nothing reads any more goes with them.
     """
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+    known = (*graph.input, *graph.value_info, *graph.output)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in known}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     joins = {node.output[0]: node for node in model.graph.node if node.op_type == "Concat"}
     results = {value.name for value in model.graph.output}

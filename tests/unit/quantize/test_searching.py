@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from metal_edge.export.onnx_model import onnx_from_model, probe_images
+from metal_edge.export.onnx_model import check_parity, onnx_from_model, probe_images
 from metal_edge.models.features import MetalFeatures, MetalFeaturesConfig
 from metal_edge.quantize.calibration import CalibrationMethod
 from metal_edge.quantize.int8 import Calibrated, calibrate
@@ -41,6 +41,7 @@ class Case:
         stored = model.precompute(torch.from_numpy(pictures(64, 0)))
         model.fit_inputs(stored)
         model.fit_errors(stored)
+        self.model = model
         self.fp32, self.int8 = folder / "fp32.onnx", folder / "int8.onnx"
         self.source = onnx_from_model(model)
         onnx.save(self.source, self.fp32)
@@ -85,6 +86,15 @@ def test_every_memory_is_a_block_of_its_own(case: Case) -> None:
     blocks = {block: names for block, names in case.calibrated.groups.items() if "mem" in block}
     assert blocks == {block: (name,) for block, name in zip(MEMORIES, case.names, strict=True)}
     assert set(case.names) <= set(case.layers)
+
+
+def test_a_deep_level_is_searched_at_its_own_places(case: Case) -> None:
+    """And PyTorch's model, which knows nothing of it, is met on black, white, noise and checks."""
+    queries = [search.input[0] for search in case.searches]
+    found = seen(case.source, queries, pictures(1, seed=7)[0])
+    # 4 x 4 tokens of the shallow depths; the deepest level has 2 x 2 places of its own
+    assert [len(tokens) for tokens in found] == [16, 16, 4]
+    assert check_parity(case.model, case.fp32, probe_images(SIZE)) < 1e-5
 
 
 def test_the_products_are_integer_ones_whose_results_are_not_rounded(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,172 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.plc_sides import MS, NUMBERS, PROGRAM, SOURCE, VERDICTS, Both
 
-from metal_edge.demo.gate import Cause, GateRecord, GateSettings, RejectGate
+from metal_edge.demo.gate import Cause, GateRecord
 from metal_edge.demo.line_stop import LineEvent, LineState, LineStop, StopSettings
 from tools.st.evaluate import Program
-
-SOURCE = Path(__file__).parents[3] / "plc" / "MetalEdge.st"
-PROGRAM = Program(SOURCE)  # parsing takes a second
-MS = 1_000_000
-NUMBERS = {
-    Cause.PASS_VERDICT: 1,
-    Cause.REJECT_VERDICT: 2,
-    Cause.UNKNOWN_VERDICT: 3,
-    Cause.NO_DECISION: 4,
-    Cause.LATE_DECISION: 5,
-    Cause.MISMATCHED_ID: 6,
-    Cause.DUPLICATE_DECISION: 7,
-    Cause.CONTRADICTORY_DECISIONS: 7,
-    Cause.MALFORMED_DECISION: 8,
-    Cause.NO_HEARTBEAT: 9,
-    Cause.DAEMON_UNHEALTHY: 10,
-    Cause.DAEMON_OFFLINE: 11,
-    Cause.SESSION_CHANGED: 12,
-    Cause.BROKER_LOST: 13,
-    Cause.LINE_STOPPED: 14,
-    Cause.LATE_EXPOSURE: 16,
-}
-VERDICTS = {"unknown": 0, "reject": 1, "pass": 2}
-
-
-class Both:
-    """The simulator's gate and the function block, told the same."""
-
-    def __init__(self) -> None:
-        self.now = 1000
-        self.gate = RejectGate(GateSettings(heartbeat_timeout_ns=600 * MS, rearm_heartbeats=3))
-        self.block = PROGRAM.instance("FB_MetalEdgeGate")
-        self.seq = 0
-        self.parts: dict[str, int] = {}
-        self.passed = 0
-
-    def call(self, event: int, **inputs: Any) -> dict[str, Any]:
-        self.block(Event=event, NowMs=self.now, **inputs)
-        return self.block.values
-
-    def agree(self) -> None:
-        fault = self.gate.link_fault(self.now * MS)
-        self.call(0)
-        assert self.block.values["Fault"] == (NUMBERS[fault] if fault else 0)
-        assert self.block.values["Armed"] == (fault is None)
-
-    def trigger(
-        self, number: int, part: int, travel: int, golden: bool, dwell: int | None = None
-    ) -> None:
-        trigger_id, part_id, gate = f"t{number}", f"p{part}", self.now + travel
-        if trigger_id in self.parts:
-            return  # the PLC counts its triggers: it never gives a number twice
-        try:
-            self.gate.on_trigger(
-                trigger_id,
-                part_id,
-                self.now * MS,
-                gate * MS,
-                leaves_ns=None if dwell is None else (self.now + dwell) * MS,
-                golden=golden,
-            )
-            new = True
-        except ValueError:
-            new = False
-        leaves = -1 if dwell is None else self.now + dwell
-        ids = {"TriggerId": trigger_id, "PartId": part_id}
-        got = self.call(1, **ids, GateMs=gate, LeavesMs=leaves, Golden=golden)
-        assert got["Refused"] is not new
-        if new:
-            self.parts[trigger_id] = gate
-
-    def decision(
-        self, ids: tuple[int, int], session: str, verdict: str, kind: str, age: int | None = 0
-    ) -> None:
-        number, part = ids
-        score, threshold = (0.5, 1.0) if kind != "above" else (1.0, 1.0)
-        payload: dict[str, Any] = {
-            "schema": 1,
-            "event_id": "e",
-            "session_id": session,
-            "seq": 1,
-            "trigger_id": f"t{number}",
-            "part_id": f"p{part}",
-            "verdict": verdict,
-            "score": None if kind == "no score" else score,
-            "threshold": threshold,
-            "t_publish_ns": 10**18,
-            "t_exposure_ns": None if age is None else 10**18 - age * MS,
-        }
-        readable, trigger_id, part_id = True, f"t{number}", f"p{part}"
-        text = json.dumps(payload).encode()
-        if kind == "garbage":
-            text, readable, trigger_id, part_id = b"\xff", False, "", ""
-        elif kind == "schema":
-            text, readable = json.dumps({**payload, "schema": 2}).encode(), False
-        self.gate.on_decision(text, self.now * MS, retained=kind == "retained")
-        self.call(
-            2,
-            Readable=readable,
-            Retained=kind == "retained",
-            PartId=part_id,
-            TriggerId=trigger_id,
-            SessionId=session,
-            Verdict=VERDICTS[verdict],
-            Numbers=kind != "no score",
-            Score=score,
-            Threshold=threshold,
-            AgeKnown=age is not None,
-            AgeMs=age or 0,
-        )
-
-    def heartbeat(self, session: str, step: int, healthy: bool, kind: str) -> None:
-        self.seq = max(0, self.seq + step)
-        payload = {"session_id": session, "seq": self.seq, "healthy": healthy}
-        text = b"{}" if kind == "garbage" else json.dumps(payload).encode()
-        echo = self.gate.on_heartbeat(text, self.now * MS, retained=kind == "retained")
-        got = self.call(
-            3,
-            Readable=kind != "garbage",
-            Retained=kind == "retained",
-            SessionId=session,
-            Seq=self.seq,
-            Healthy=healthy,
-        )
-        said = (got["EchoSessionId"], got["EchoSeq"]) if got["Echo"] else None
-        assert said == echo
-
-    def state(self, session: str, status: str) -> None:
-        payload = {"session_id": session, "status": status}
-        text = b"" if status == "cleared" else json.dumps(payload).encode()
-        self.gate.on_state(text, self.now * MS)
-        alive = status in {"online", "degraded"}
-        self.call(4, Readable=status != "cleared", SessionId=session, Alive=alive)
-
-    def broker_lost(self) -> None:
-        self.gate.on_broker_lost(self.now * MS)
-        self.call(5)
-
-    def line_stopped(self) -> None:
-        self.gate.on_line_stopped(self.now * MS)
-        self.call(7)
-
-    def wait(self, ms: int) -> None:
-        """Time passes; parts that reach the gate meanwhile are decided there, in order."""
-        end = self.now + ms
-        for trigger_id, gate in sorted(self.parts.items(), key=lambda item: item[1]):
-            if gate <= end and self.open_parts(trigger_id):
-                self.now = max(self.now, gate)
-                self.at_gate(trigger_id)
-        self.now = end
-
-    def open_parts(self, trigger_id: str) -> bool:
-        return self.parts[trigger_id] >= 0
-
-    def at_gate(self, trigger_id: str) -> None:
-        record = self.gate.at_gate(trigger_id, self.now * MS)
-        self.parts[trigger_id] = -1
-        got = self.call(6, TriggerId=trigger_id)
-        assert got["Cause"] == NUMBERS[record.cause]
-        assert got["Release"] == (record.passed and not record.golden)
-        self.passed += record.passed
-
 
 sessions = st.sampled_from(["s1", "s2", "s3"])
 EVENTS = st.one_of(
@@ -203,7 +41,9 @@ EVENTS = st.one_of(
         st.sampled_from(["plain"] * 8 + ["retained", "garbage"]),
     ),
     st.tuples(
-        st.just("state"), sessions, st.sampled_from(["online", "degraded", "offline", "cleared"])
+        st.just("state"),
+        sessions,
+        st.sampled_from(["online", "degraded", "offline", "cleared", "garbage"]),
     ),
     st.tuples(st.just("broker_lost")),
     st.tuples(st.just("line_stopped")),
@@ -214,7 +54,7 @@ EVENTS = st.one_of(
 @settings(max_examples=60)
 @given(st.lists(EVENTS, max_size=60))
 def test_the_gate_block_does_what_the_simulator_does(events: list[tuple[Any, ...]]) -> None:
-    both = Both()
+    both = Both(PROGRAM)
     for name, *arguments in events:
         getattr(both, name)(*arguments)
         both.agree()
@@ -249,7 +89,7 @@ def _day(
     passing: int = 0,
     age: int | None = 0,
 ) -> tuple[bool, int]:
-    both = Both()
+    both = Both(PROGRAM)
     both.state("s1", "online")
     both.heartbeat("s1", 1, True, "plain")
     both.trigger(1, 1, max(travel, silence), golden, dwell)
@@ -380,7 +220,7 @@ def test_these_tests_see_a_broken_block(
 
 
 def _replayed_heartbeat() -> None:
-    both = Both()
+    both = Both(PROGRAM)
     both.state("s1", "online")
     both.heartbeat("s1", 1, True, "plain")
     both.wait(500)
@@ -390,7 +230,7 @@ def _replayed_heartbeat() -> None:
 
 
 def _triggered_while_offline() -> None:
-    both = Both()
+    both = Both(PROGRAM)
     both.trigger(1, 1, 100, False)
     both.state("s1", "online")
     both.heartbeat("s1", 1, True, "plain")

@@ -57,10 +57,24 @@ def convert_fp16(source: Path, destination: Path) -> list[Island]:
     names = [name for island in islands for name in island.nodes]
     own = {node.name for node in model.graph.node}
     converted = convert_float_to_float16(model, keep_io_types=True, node_block_list=names)
+    _merge_repeated(converted)
     _join_islands(converted, own)
     OnnxModel(converted).topological_sort()  # the converter appends its casts at the end
     onnx.save(converted, destination)
     return islands
+
+
+def _merge_repeated(model: onnx.ModelProto) -> None:
+    """Keeps one of the casts to FP32 that ONNX Runtime before 1.32 adds per reader of a tensor.
+
+    They have one name and one output, which no run-time accepts.
+    """
+    graph = model.graph
+    nodes = {node.output[0]: node for node in reversed(graph.node)}
+    shapes = {value.name: value for value in graph.value_info}
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(reversed(nodes.values()))
+    graph.value_info.extend(shapes.values())
 
 
 def _join_islands(model: onnx.ModelProto, own: set[str]) -> None:

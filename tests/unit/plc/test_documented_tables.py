@@ -266,6 +266,8 @@ def test_the_line_does_what_its_row_says(state: LineState, event: LineEvent) -> 
 
 def test_the_listed_causes_are_the_simulators() -> None:
     """A PLC shows numbers; NUMBERS is what the block was held against."""
-    rows = re.findall(r"^\| (\d+) \| (.+?) \|$", (ROOT / "plc" / "README.md").read_text(), re.M)
+    page = (ROOT / "plc" / "README.md").read_text(encoding="utf-8")
+    table = page.split("`Cause`, and `Fault`")[1].split("`Why`")[0]
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|$", table, re.MULTILINE)
     listed = {name: int(number) for number, names in rows for name in re.findall(r"`(\w+)`", names)}
     assert listed == {cause.value: number for cause, number in NUMBERS.items()}

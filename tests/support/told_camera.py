@@ -52,7 +52,7 @@ class Told:
         now_ns = time.monotonic_ns()
         earliest_ns = self.requested_ns if self.on_request else self.earliest_ns or now_ns
         seq = step if step >= 0 else None
-        return Exposure(IMAGE, now_ns, earliest_ns, TimeSource.CAMERA, seq)
+        return Exposure(IMAGE, now_ns, earliest_ns, TimeSource.CAMERA, seq, "mono12")
 
     def close(self) -> None:
         self.closed = True

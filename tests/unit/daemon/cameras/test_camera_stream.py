@@ -19,7 +19,7 @@ from metal_edge.daemon.cameras import (
     TornFrameError,
 )
 from metal_edge.daemon.cameras.exposures import MAX_GAP
-from metal_edge.domain import Frame
+from metal_edge.domain import Frame, TimeSource
 
 
 def test_hardware_mode_yields_every_exposure_with_the_gaps_of_the_cameras_counter(
@@ -29,6 +29,14 @@ def test_hardware_mode_yields_every_exposure_with_the_gaps_of_the_cameras_counte
     first, *rest = grabbed(camera, 5)
     assert isinstance(first, Frame)
     assert numbers(rest) == [first.seq + 1, TornFrameError, first.seq + 4, first.seq + 5]
+
+
+def test_a_frame_says_what_stamped_it_and_what_it_was_sent_as(told: MakeTold) -> None:
+    before_ns = time.monotonic_ns()
+    frame = told([1], camera_id="left").grab(1)
+    assert (frame.time_source, frame.pixel_format) == (TimeSource.CAMERA, "mono12")
+    assert (frame.camera_id, frame.frame_id) == ("left", "left-1")
+    assert before_ns <= frame.t_mono_ns <= time.monotonic_ns()
 
 
 def test_a_torn_frame_says_which_one_it_was(told: MakeTold) -> None:

@@ -193,7 +193,11 @@ def _convert(
             run, source, staged, split, options.int8, symmetric=options.backend == "tensorrt"
         )
         if options.backend == "tensorrt":
-            built.conversion.notes.update(int8_for_tensorrt(source, staged))
+            notes, made = built.conversion.notes, int8_for_tensorrt(source, staged)
+            wide = {group["group"] for group in made["fp32_islands"]}
+            # What is FP32 for ONNX Runtime is FP16 here, but for what FP16 cannot do either.
+            notes["fp16_islands"] = [g for g in notes["fp32_islands"] if g["group"] not in wide]
+            notes.update(made)
         return built.conversion, built
     write = write_fp16 if options.precision is EnginePrecision.FP16 else write_fp32
     return write(source, staged), None

@@ -113,12 +113,24 @@ def build_int8(
     conversion.notes["fp32_islands"] += fp32_blocks(calibrated, kept)
     conversion.notes["distribution_shift"] = round(frames.shift, 3)
     conversion.notes["accuracy"] = accuracy
-    warnings = (*frames.warnings, *pick.warnings)
+    warnings = (*frames.warnings, *zero_range_warnings(calibrated), *pick.warnings)
     return Int8Built(
         conversion,
         calibrated,
         Frames(frames.images, frames.records, frames.shift, warnings),
         accuracy,
+    )
+
+
+def zero_range_warnings(calibrated: Calibrated) -> tuple[str, ...]:
+    """Layers that the frames never moved: dead ones, or frames that do not show the part."""
+    dead = calibrated.zero_range
+    if not dead:
+        return ()
+    return (
+        f"{len(dead)} layers stay in higher precision, since their activations are always 0 on the"
+        f" calibration frames (first: {dead[0]}): if these frames show the part as the line does,"
+        " nothing needs doing",
     )
 
 

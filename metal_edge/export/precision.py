@@ -13,13 +13,25 @@ import onnx
 from numpy.typing import NDArray
 
 from metal_edge.quantize.calibration import CalibrationMethod
-from metal_edge.quantize.fp16 import convert_fp16
+from metal_edge.quantize.fp16 import convert_fp16, fp32_islands
 from metal_edge.quantize.int8 import Calibrated, calibrate
-from metal_edge.quantize.layers import FP32_HEAD, convolution_nodes
+from metal_edge.quantize.layers import FP32_HEAD, PRODUCTS, convolution_nodes
 from metal_edge.quantize.rounding import plain_fp16, plain_int8
 
 _HEAD = "quantised, the first block costs the map most of what INT8 costs it and brings no speed"
 _ZERO_RANGE = "its activations are always 0 on the calibration frames: there is no scale for them"
+_ATTENTION = (
+    "both operands change with every picture and their product is a softmax's, or follows it;"
+    " few multiplications"
+)
+# Why what FP16 keeps in FP32 is not INT8 either.
+_ISLANDS = {
+    "pixel scaling": "pixels are 8 bits already; the first layer reads them as numbers",
+    "normalisation": "one value far from the others would take the scale from all of them",
+    "softmax": "of 256 steps of its largest weight, most other weights would be 0",
+    "error map": "prediction minus target, then squares, a mean, smoothing and the maximum:"
+    " nearly equal numbers, of which 8 bits would leave the rounding",
+}
 
 
 class EnginePrecision(StrEnum):
@@ -111,20 +123,36 @@ def write_int8(
         symmetric: the baseline rounds activations to signed values with zero point 0.
     """
     layers = calibrated.write(destination, blocks)
-    kept = [
-        _kept("stem", _HEAD, convolution_nodes(calibrated.model)[:FP32_HEAD]),
-        _kept("zero range", _ZERO_RANGE, calibrated.zero_range),
-    ]
     notes = {
         "calibration_frames": frames,
         "quantized_layers": len(layers),
         "method": f"{method}; activations uint8, weights int8 symmetric per channel",
-        "fp32_islands": [group for group in kept if group["nodes"]],
+        "fp32_islands": _not_int8(calibrated),
     }
     ranges = calibrated.ranges
     if symmetric:
         ranges = {name: span.symmetric() for name, span in ranges.items()}
     return Conversion(notes, plain_int8(calibrated.model, layers, ranges))
+
+
+def _not_int8(calibrated: Calibrated) -> list[dict[str, Any]]:
+    """What no choice of blocks makes INT8: each node in the first group that claims it."""
+    model = calibrated.model
+    claimed = {name for names in calibrated.groups.values() for name in names}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    groups = [
+        _kept("stem", _HEAD, convolution_nodes(model)[:FP32_HEAD]),
+        _kept("zero range", _ZERO_RANGE, calibrated.zero_range),
+    ]
+    islands = [island for island in fp32_islands(model) if island.kind in _ISLANDS]
+    groups += [_kept(each.kind, _ISLANDS[each.kind], each.nodes) for each in islands]
+    products = [n for n in model.graph.node if n.op_type in PRODUCTS]
+    between = [n.name for n in products if n.input[1] not in constants]
+    groups.append(_kept("attention products", _ATTENTION, between))
+    for group in groups:
+        group["nodes"] = [name for name in group["nodes"] if name not in claimed]
+        claimed.update(group["nodes"])
+    return [group for group in groups if group["nodes"]]
 
 
 def fp32_blocks(calibrated: Calibrated, blocks: Collection[str]) -> list[dict[str, Any]]:

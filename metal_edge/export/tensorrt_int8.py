@@ -21,8 +21,13 @@ def int8_for_tensorrt(source: Path, calibrated: Path) -> dict[str, Any]:
     """
     half = calibrated.with_name(f"{calibrated.name}.fp16")
     try:
-        convert_fp16(source, half)
+        islands = convert_fp16(source, half)
         layers = write_tensorrt_int8(half, calibrated, calibrated)
     finally:
         half.unlink(missing_ok=True)
-    return {"quantized_layers": layers, "activations": "int8 symmetric", "elsewhere": "fp16"}
+    return {
+        "quantized_layers": layers,
+        "activations": "int8 symmetric",
+        "elsewhere": "fp16",
+        "fp32_islands": [island.as_dict() for island in islands],
+    }

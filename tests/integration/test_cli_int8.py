@@ -70,6 +70,9 @@ def test_the_sweep_is_shown_and_recorded(
     for island in manifest["precision"]["fp32_islands"]:
         assert island["reason"]
         assert island["nodes"]
+    rows = call("inspect", bundle, "--json").json["layers"]
+    assert {row["precision"] for row in rows} == {"int8", "fp32"}
+    assert all(row["reason"] for row in rows if row["precision"] == "fp32"), rows
 
     assert [path.name for path in record.iterdir()] == ["calibration.json"]
     evidence = json.loads((record / "calibration.json").read_bytes())
@@ -77,7 +80,14 @@ def test_the_sweep_is_shown_and_recorded(
     recorded = json.loads((trained.run / "run.json").read_bytes())["split"]
     assert {f["sha256"] for f in evidence["frames"]} == {f["sha256"] for f in recorded["train"]}
     assert all(frame["reason"] for frame in evidence["frames"])
-    assert all(tensor["scale"] > 0 for tensor in evidence["tensors"].values())
+    graph = onnx.load(bundle / "model.onnx").graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    quantising = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert quantising
+    for node in quantising:
+        recorded = evidence["tensors"][node.input[0]]
+        assert recorded["scale"] == pytest.approx(float(constants[node.input[1]]), rel=1e-5)
+        assert recorded["zero_point"] == constants[node.input[2]]
     assert evidence["accuracy"] == accuracy
 
 
@@ -182,7 +192,10 @@ def test_the_plugins_int8_attention_is_judged_before_a_device_sees_it(
         attention="auto",
     )
     built = bundling.build_bundle(open_run(trained.run), tmp_path / "b", options)
-    found = built.bundle.manifest.provenance["precision"]["plugin_int8"]
+    notes = built.bundle.manifest.provenance["precision"]
+    assert {"stem", "attention products"} <= {group["group"] for group in notes["fp16_islands"]}
+    assert "softmax" in {group["group"] for group in notes["fp32_islands"]}
+    found = notes["plugin_int8"]
     assert found["attentions"] > 0
     assert "int8 with the plugin's attention differs from fp32" in found["refused"]
     warning = f"the plugin's int8 attention is no candidate: {found['refused']}"

@@ -80,6 +80,44 @@ def test_fp16_keeps_normalisation_softmax_and_error_map_in_fp32(
     assert compare(fp32, path, None, frames).correlation > 0.9999
 
 
+def test_nodes_listed_as_fp32_compute_in_fp32_and_other_layers_in_fp16(
+    fp32: Path, tmp_path: Path
+) -> None:
+    """The manifest is no wish: by the types in the graph."""
+    islands = convert_fp16(fp32, tmp_path / "fp16.onnx")
+    listed = {name for island in islands for name in island.nodes}
+    model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "fp16.onnx"), strict_mode=True)
+    kinds = {t.name: t.data_type for t in model.graph.initializer}
+    kinds |= {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
+    layers = 0
+    for node in model.graph.node:
+        types = {kinds.get(name) for name in (*node.input, *node.output)}
+        if node.name in listed:
+            assert TensorProto.FLOAT16 not in types, node.name
+        elif node.op_type in {"Gemm", "MatMul", "Conv"}:
+            assert types == {TensorProto.FLOAT16}, node.name
+            layers += 1
+    assert layers
+
+
+def test_every_layer_that_is_not_int8_is_listed_once_with_a_reason(
+    fp32: Path, frames: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    path = tmp_path / "int8.onnx"
+    notes = write_precision(fp32, path, EnginePrecision.INT8, frames)
+    groups = {group["group"]: group for group in notes["fp32_islands"]}
+    assert groups.keys() == {
+        "pixel scaling", "normalisation", "softmax", "error map", "attention products",
+    }  # fmt: skip
+    assert all(group["reason"] for group in groups.values())
+    listed = [name for group in groups.values() for name in group["nodes"]]
+    assert len(listed) == len(set(listed))
+    layers = [n.name for n in onnx.load(path).graph.node if n.op_type in {"Gemm", "MatMul", "Conv"}]
+    assert len(groups["attention products"]["nodes"]) == 2 * 2
+    assert set(layers) - set(listed) == set(linear_layers_of(path))
+    assert not set(listed) & set(linear_layers_of(path))
+
+
 def test_int8_refuses_few_and_repeated_frames(
     fp32: Path, frames: NDArray[np.uint8], tmp_path: Path
 ) -> None:

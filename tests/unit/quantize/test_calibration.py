@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from support.small_graph import small_graph
 
+from metal_edge.cli.int8_build import zero_range_warnings
 from metal_edge.errors import DataError
 from metal_edge.quantize.calibration import (
     BINS,
@@ -119,6 +120,9 @@ def test_a_layer_whose_activations_are_always_zero_stays_fp32(
     onnx.save(model, source)
     calibrated = calibrate(source, pictures, MINMAX)
     assert set(calibrated.zero_range) == {"first", "second"}
+    (warning,) = zero_range_warnings(calibrated)
+    assert "2 layers stay in higher precision" in warning
+    assert "first: first" in warning
     assert calibrated.write(out, calibrated.groups) == ["third"]
     with OnnxRuntimeRunner(source) as a, OnnxRuntimeRunner(out) as b:
         for image in pictures:

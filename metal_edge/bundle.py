@@ -117,6 +117,10 @@ class Bundle:
             MissingInputError: `path` is no bundle directory.
             BundleError: a file is missing, extra, or changed; names the file.
         """
+        if path.is_file():
+            raise MissingInputError(
+                f"{path} is a file, not a bundle", "name the folder that `build-engine` wrote"
+            )
         manifest_path = path / MANIFEST
         if not manifest_path.is_file():
             raise MissingInputError(f"{path} is not a bundle (no {MANIFEST})", _REBUILD)

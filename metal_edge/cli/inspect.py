@@ -8,7 +8,7 @@ from typing import Any
 
 from metal_edge.bundle import Bundle
 from metal_edge.cli.console import print_json, say_result
-from metal_edge.errors import MissingInputError, UnavailableError
+from metal_edge.errors import UnavailableError
 from metal_edge.runtime.tensorrt_load import machine_roots
 
 _NAME_WIDTH = 44
@@ -22,10 +22,6 @@ def run_inspect(path: Path, as_json: bool) -> None:
         BundleError: damaged, foreign, or of an unsupported opset.
         UnavailableError: onnx is not installed.
     """
-    if path.is_file():
-        raise MissingInputError(
-            f"{path} is a file, not a bundle", "name the folder that `build-engine` wrote"
-        )
     bundle = Bundle.open(path)
     try:
         from metal_edge.export.inspect import describe_bundle

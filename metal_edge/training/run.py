@@ -158,6 +158,12 @@ def read_record(run: Path) -> RunRecord:
         DataError: the record is damaged.
     """
     path = run / RECORD
+    if run.is_file():
+        raise MissingInputError(
+            f"{run} is a file, not a run",
+            "name the folder that `metal-edge train` made: a model file alone has no held-out"
+            " pictures for a threshold and golden images",
+        )
     if not path.is_file():
         raise MissingInputError(
             f"{run} is not a run (no {RECORD})",

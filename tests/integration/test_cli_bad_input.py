@@ -14,7 +14,7 @@ from support.bad_pictures import BAD, other_size, truncated_png
 from support.broker import free_port
 from support.cli import Call, Outcome, Trained, cli, listing, must, write_parts
 from support.small_disk import small_disk
-from support.tiny_bundle import build_bundle, write_image
+from support.tiny_bundle import build_bundle, write_image, write_model
 
 from metal_edge.data import load_images
 from metal_edge.training.run import plan_run
@@ -255,6 +255,17 @@ def test_a_run_that_is_none(parts: Path, tmp_path: Path, refuses: Refuses) -> No
         ):
             assert f"{missing} is not a run" in refuses(66, command[0], missing, *command[1:])
         assert f"{missing} is not a" in refuses(66, "evaluate", missing)
+
+
+def test_a_foreign_onnx_file_in_place_of_a_run_or_bundle(tmp_path: Path, refuses: Refuses) -> None:
+    file = tmp_path / "resnet.onnx"
+    write_model(file)
+    old = build_bundle(tmp_path / "old")
+    error = refuses(66, "build-engine", file, "-o", old)
+    assert f"{file} is a file, not a run: name the folder that `metal-edge train` made" in error
+    for command in ("bench", "inspect", "evaluate"):
+        error = refuses(66, command, file)
+        assert f"{file} is a file, not a bundle: name the folder" in error
 
 
 def test_an_unfinished_run(own_run: Path, tmp_path: Path, refuses: Refuses) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import onnx
 import pytest
 from support.broker import Broker
 from support.cli import (
@@ -107,6 +108,15 @@ def test_export(trained: Trained, tmp_path: Path) -> None:
     result = must("export", trained.run, "-o", tmp_path / "new" / "x.onnx")
     assert "agrees with the checkpoint" in result.out
     assert listing(tmp_path).keys() == {"new", "new/x.onnx"}
+
+
+def test_export_with_a_fixed_batch(trained: Trained, tmp_path: Path, call: Call) -> None:
+    """Black, white, noise, checks and held-out pictures are compared in its last place."""
+    result = call("export", trained.run, "--batch", 3, "-o", tmp_path / "x.onnx")
+    assert result.code == 0, result.err
+    graph = onnx.load(tmp_path / "x.onnx").graph
+    ends = [*graph.input, *graph.output]
+    assert [end.type.tensor_type.shape.dim[0].dim_value for end in ends] == [3, 3, 3]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])

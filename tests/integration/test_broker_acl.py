@@ -107,6 +107,23 @@ def test_the_daemon_cannot_be_made_to_speak_elsewhere(daemon: Daemon, strict: Br
         wait_until(lambda: "broker denies an answer" in daemon.log, "the denial, logged")
 
 
+def test_sparkplug_births_and_death_are_within_the_rules(strict: Broker, line: Path) -> None:
+    (line / "password").write_text("press1\n")
+    sections = {
+        "mqtt": {"username": "press1", "password_file": "password"},
+        "sparkplug": {"group_id": "acme", "edge_node_id": "press1-cam-top"},
+    }
+    with (
+        Wire(strict, "spBv1.0/#", username="historian", password="historian") as host,  # noqa: S106
+        Daemon(write_settings(line / "line.toml", strict, **sections)) as daemon,
+    ):
+        group = "spBv1.0/acme"
+        host.wait(f"{group}/NBIRTH/press1-cam-top", timeout_s=20)
+        host.wait(f"{group}/DBIRTH/press1-cam-top/station")
+        daemon.process.kill()
+        host.wait(f"{group}/NDEATH/press1-cam-top")
+
+
 @pytest.mark.parametrize("topic", ["heartbeat", "event", "config"])
 def test_a_daemon_denied_one_topic_says_which(strict: Broker, line: Path, topic: str) -> None:
     acl = line / "strict" / "acl"

@@ -115,7 +115,7 @@ class _Walk:
         while width is not None and (node := self.graph.producers.get(self.name)) is not None:
             if node.op_type == "Resize" and not self.tokens:
                 return self._enlarged(node, width)
-            passed = self._past_tokens(node, width) if self.tokens else self._past_map(node, width)
+            passed = self._past_tokens(node, width) if self.tokens else self._past_map(node)
             if not passed:
                 return None
         return None
@@ -141,7 +141,7 @@ class _Walk:
         self.name = node.input[0]
         return True
 
-    def _past_map(self, node: onnx.NodeProto, width: int) -> bool:
+    def _past_map(self, node: onnx.NodeProto) -> bool:
         """Moves to before a node that keeps channels after the batch."""
         if node.op_type == "Reshape":
             before, after = self.graph.shape(node.input[0]), self.graph.shape(self.name)
@@ -155,7 +155,7 @@ class _Walk:
                     return False
                 if self.start < channels:
                     self.name = part
-                    return self.start + width <= channels
+                    return True
                 self.start -= channels
         return False
 

@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from metal_edge.export.enlarge_last import enlarge_last
 
-CHANNELS, OTHERS, SMALL, SIZE, OUTPUTS = 5, 3, (2, 3), (4, 9), 7
+CHANNELS, OTHERS, SMALL, SIZE, OUTPUTS = 11, 3, (2, 3), (4, 9), 7
 TOKENS = SIZE[0] * SIZE[1]
 random = np.random.default_rng(0)
 
@@ -28,6 +28,7 @@ def graph(
     offset: int = OTHERS,
     resize: dict[str, Any] | None = None,
     product: dict[str, Any] | None = None,
+    joined: tuple[str, str] = ("other", "large"),
 ) -> ModelProto:
     """A small map enlarged, joined with another one, scaled per channel, sliced and multiplied.
 
@@ -53,7 +54,7 @@ def graph(
         node("Shape", ["small"], ["first"], start=0, end=2),
         node("Concat", ["first", "sizes"], ["wanted"], axis=0),
         node("Resize", ["small", "", "", "wanted"], ["large"], **(resize or as_exported)),
-        node("Concat", ["other", "large"], ["joined"], axis=1),
+        node("Concat", joined, ["joined"], axis=1),
         node("Reshape", ["joined", "shape"], ["row"]),
         node("Transpose", ["row"], ["tokens"], perm=[0, 2, 1]),
         node("Mul", ["tokens", "scale"], ["scaled"]),
@@ -115,6 +116,7 @@ def test_the_product_has_a_row_for_each_small_place_and_gives_the_same(batch: in
     [
         pytest.param(lambda: graph(channels=CHANNELS - 1), id="not all channels of the map"),
         pytest.param(lambda: graph(channels=CHANNELS + 1, offset=OTHERS - 1), id="also another's"),
+        pytest.param(lambda: graph(offset=1, joined=("large", "other")), id="as many, but others"),
         pytest.param(lambda: graph(channels=OTHERS, offset=0), id="of a map that is not enlarged"),
         pytest.param(
             lambda: graph(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -129,3 +130,25 @@ def test_a_cpu_that_is_not_there_is_a_mistake_in_the_settings(box: Box, listener
     daemon = box.start(runtime={"cpus": [1000]})
     online(listener, "a")
     wait_until(lambda: "runtime.cpus [1000] cannot be used" in daemon.log, "the mistake")
+
+
+def realtime(daemon: Daemon) -> list[int]:
+    """Priorities of its threads under SCHED_FIFO."""
+    tasks = [int(task.name) for task in Path(f"/proc/{daemon.process.pid}/task").iterdir()]
+    fifo = [t for t in tasks if os.sched_getscheduler(t) & ~os.SCHED_RESET_ON_FORK == os.SCHED_FIFO]
+    return [os.sched_getparam(task).sched_priority for task in fifo]
+
+
+def test_who_decides_has_the_priority_and_nobody_else(box: Box, listener: Listener) -> None:
+    """In free run two threads do: the one that decides, and the one in which its model infers."""
+    if subprocess.run(["chrt", "-f", "10", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("nobody may use SCHED_FIFO here")
+    free = {"mode": "latest", "loop": True, "fps": 10}
+    daemon = box.start(runtime={"realtime_priority": 10}, camera=free)
+    online(listener, "a", "b")
+    listener.wait("decision", lambda h: h.topic.startswith(station("b")))
+    wait_until(lambda: realtime(daemon) == [10, 10], "two threads of line b")
+    listener.trigger(station("a"), "t1", "good")
+    assert listener.verdict("t1")["verdict"] == "pass"
+    assert realtime(daemon) == [10, 10]
+    assert daemon.stop() == 0

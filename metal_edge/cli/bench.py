@@ -132,6 +132,7 @@ def _table(rows: list[dict[str, Any]], result: dict[str, Any]) -> str:
     columns = f"{'batch':>5} {'MB':>7} {'p50 ms':>8} {'p99 ms':>8} {'img/s':>8} {'x':>6} {'MiB':>7}"
     plans = any("attention" in row for row in rows)
     attention = f"{'attention':<13}" if plans else ""
+    columns += f" {'GPU MiB':>8}" if plans else ""
     lines = [f"{'bundle':<32} {'precision':<9} {'backend':<11} {attention}{columns}"]
     lines += [
         f"{row['bundle'][-32:]:<32} {row['precision']:<9} {row['backend']:<11}"
@@ -139,10 +140,16 @@ def _table(rows: list[dict[str, Any]], result: dict[str, Any]) -> str:
         f" {row['model_mb']:>7.1f}"
         f" {row['p50_ms']:>8.2f} {row['p99_ms']:>8.2f} {row['images_per_s']:>8.1f}"
         f" {row['times_faster_than_first']:>6.2f} {row['resident_mib']:>7.0f}"
+        f"{_gpu_memory(row) if plans else ''}"
         for row in rows
     ]
     lines.append(
         f"{result['frames']} calls each in turn, {result['threads']} thread(s); x = median ratio to"
         " the first bundle, pair by pair; MiB = resident memory of a process that runs only it"
+        + ("; GPU MiB = what it adds there" if plans else "")
     )
     return "\n".join(lines)
+
+
+def _gpu_memory(row: dict[str, Any]) -> str:
+    return f" {row['gpu_mib']:>8.0f}" if "gpu_mib" in row else f" {'-':>8}"

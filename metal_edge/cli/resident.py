@@ -4,6 +4,8 @@
 
     resident_mib        of the whole process, after RUNS inferences
     bundle_mib          of that, what loading and running the bundle added
+    gpu_mib             of a TensorRT bundle: what it added on the GPU, beside CUDA's own; whatever
+                        other processes took or gave back meanwhile is in it
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from metal_edge.bundle import Bundle
 from metal_edge.cli.console import print_json
+from metal_edge.runtime.cuda_memory import Cuda, open_cuda
 from metal_edge.runtime.load import load_runner
 
 RUNS = 5  # the first ones allocate
@@ -26,18 +30,32 @@ _MIB = 1024 * 1024
 def measure(path: Path, threads: int, batch: int) -> dict[str, float]:
     """Loads a bundle, runs it on noise, and says what that took."""
     bundle = Bundle.open(path)
-    before = resident_bytes()
-    with load_runner(bundle, threads) as runner:
+    with ExitStack() as stack:
+        gpu = _gpu(stack) if bundle.manifest.backend == "tensorrt" else None
+        before = resident_bytes()
+        gpu_before = gpu.memory_used() if gpu else 0
+        runner = stack.enter_context(load_runner(bundle, threads))
         images = np.random.default_rng(0).integers(
             0, 256, (batch, *runner.input_shape), dtype=np.uint8
         )
         for _ in range(RUNS):
             runner.run(images)
         after = resident_bytes()
-    return {
-        "resident_mib": round(after / _MIB, 1),
-        "bundle_mib": round((after - before) / _MIB, 1),
-    }
+        found = {
+            "resident_mib": round(after / _MIB, 1),
+            "bundle_mib": round((after - before) / _MIB, 1),
+        }
+        if gpu:
+            found["gpu_mib"] = round((gpu.memory_used() - gpu_before) / _MIB, 2)
+    return found
+
+
+def _gpu(stack: ExitStack) -> Cuda:
+    """The GPU with its context made, which takes memory of its own, and current."""
+    cuda = open_cuda()
+    stack.callback(cuda.close)
+    stack.enter_context(cuda.current())
+    return cuda
 
 
 def resident_bytes() -> int:

@@ -45,6 +45,9 @@ class Cuda(Protocol):
     def current(self) -> AbstractContextManager[None]:
         """Makes the device current in the calling thread."""
 
+    def memory_used(self) -> int:
+        """Bytes taken on the device, by whatever process; on a Jetson of the machine's memory."""
+
     def allocate_host(self, size: int) -> Bytes:
         """Pinned host memory, uint8 [size]: the only kind that copies in the background."""
 
@@ -161,6 +164,12 @@ class PyCuda:
         finally:
             with self._failures("pop context"):
                 self._context.pop()
+
+    def memory_used(self) -> int:
+        """See `Cuda`."""
+        with self._failures("ask for free memory"):
+            free, total = self._driver.mem_get_info()
+        return int(total) - int(free)
 
     def allocate_host(self, size: int) -> Bytes:
         """See `Cuda`."""
@@ -321,6 +330,11 @@ class CudaPython:
         self._call("cudaSetDevice", _DEVICE)
         yield
 
+    def memory_used(self) -> int:
+        """See `Cuda`."""
+        free, total = self._results("cudaMemGetInfo")
+        return int(total) - int(free)
+
     def allocate_host(self, size: int) -> Bytes:
         """See `Cuda`."""
         address = int(self._call("cudaHostAlloc", size, self._runtime.cudaHostAllocDefault))
@@ -393,10 +407,16 @@ class CudaPython:
         """The primary context is the process's; nothing is held."""
 
     def _call(self, name: str, *arguments: Any) -> Any:
+        """The one result of a call, or None."""
+        results = self._results(name, *arguments)
+        return results[0] if results else None
+
+    def _results(self, name: str, *arguments: Any) -> list[Any]:
         """Calls the runtime and unpacks its (status, result...) tuple."""
+        results: list[Any]
         status, *results = getattr(self._runtime, name)(*arguments)
         if int(status) != 0:
             _, text = self._runtime.cudaGetErrorString(status)
             words = bytes(text or b"unknown error").decode("ascii", "replace")
             raise UnavailableError(f"CUDA failed in {name} ({words}, {int(status)})", _RESTART)
-        return results[0] if results else None
+        return results

@@ -28,6 +28,7 @@ class FakeCuda:
         calls: how often each method was called, failures included.
         live: what is allocated now, by kind and handle.
         fail: (method, n): its n-th call raises.
+        device: all who use the same device, this one included.
     """
 
     gpu = "Fake Orin"
@@ -37,6 +38,7 @@ class FakeCuda:
         self.calls: Counter[str] = Counter()
         self.live: dict[tuple[str, int], Any] = {}
         self.fail = fail
+        self.device = [self]
         self.closed = 0
         self._depth = 0
         self._next = 0x1000
@@ -51,6 +53,11 @@ class FakeCuda:
             yield
         finally:
             self._depth -= 1
+
+    def memory_used(self) -> int:
+        self._note("memory_used")
+        live = [item for cuda in self.device for item in cuda.live.items()]
+        return sum(what.nbytes for (kind, _), what in live if kind == "device")
 
     def allocate_host(self, size: int) -> Bytes:
         self._note("allocate_host")

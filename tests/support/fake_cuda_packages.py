@@ -19,6 +19,7 @@ from metal_edge.errors import UnavailableError
 from support.fake_cuda import FakeCuda
 
 STICKY = 700  # cudaErrorIllegalAddress
+TOTAL = 1 << 33  # bytes of the device
 _STREAM_NON_BLOCKING, _THREAD_LOCAL, _TO_DEVICE, _TO_HOST = 1, 1, 1, 2
 
 
@@ -49,6 +50,8 @@ class Runtime(ModuleType):
                 result = found(*arguments)
             except UnavailableError:
                 return (STICKY, None)
+            if name == "cudaMemGetInfo":
+                return (0, *result)
             return (0,) if result is None else (0, result)
 
         return call
@@ -62,6 +65,9 @@ class Runtime(ModuleType):
 
     def cudaSetDevice(self, device: int) -> None:  # noqa: N802
         self._fake._depth = 1
+
+    def cudaMemGetInfo(self) -> tuple[int, int]:  # noqa: N802
+        return TOTAL - self._fake.memory_used(), TOTAL
 
     def cudaHostAlloc(self, size: int, flags: int) -> int:  # noqa: N802
         buffer = self._fake.allocate_host(size)
@@ -139,6 +145,9 @@ class Driver(ModuleType):
         buffer = self._raise(self._fake.allocate_host, size)
         free = lambda: self._raise(self._fake.free_host, buffer)  # noqa: E731
         return _Pinned(buffer, free)
+
+    def mem_get_info(self) -> tuple[int, int]:
+        return TOTAL - self._raise(self._fake.memory_used), TOTAL
 
     def mem_alloc(self, size: int) -> Any:
         return _Memory(self, self._raise(self._fake.allocate_device, size))

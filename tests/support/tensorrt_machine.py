@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from metal_edge.cli import resident
 from metal_edge.export import engine, tensorrt_bundle, tensorrt_inspect
 from metal_edge.export.tensorrt_builder import BuildLog
 from metal_edge.export.tensorrt_children import Conversation, run_job
@@ -44,6 +45,7 @@ class Machine:
             monkeypatch.setattr(module, "missing_for_tensorrt", lambda: None)
         for module in (tensorrt_load, tensorrt_bundle, tensorrt_inspect):
             monkeypatch.setattr(module, "import_tensorrt", lambda: self.trt)
+        for module in (tensorrt_load, tensorrt_bundle, tensorrt_inspect, resident):
             monkeypatch.setattr(module, "open_cuda", self._open)
         monkeypatch.setattr(tensorrt_bundle, "run_job", self._job_in_this_process)
 
@@ -82,7 +84,7 @@ class Machine:
 
     def _open(self) -> FakeCuda:
         cuda = FakeCuda()
-        cuda.gpu = self.gpu
+        cuda.gpu, cuda.device = self.gpu, self.cudas
         self.cudas.append(cuda)
         return cuda
 

@@ -12,13 +12,15 @@ import pytest
 from support.attention_bundle import attention_bundle, attention_model
 from support.cli import Call, called
 from support.tensorrt_machine import Machine
+from support.tiny_bundle import SIZE
 
 from metal_edge.bundle import Bundle
 from metal_edge.cli import bench
+from metal_edge.cli.resident import measure
 from metal_edge.errors import UnavailableError
 from metal_edge.export import tensorrt_attention
 from metal_edge.export.tensorrt_inspect import layers_of
-from metal_edge.runtime.plan_cache import PLAN
+from metal_edge.runtime.plan_cache import MAX_BATCH, PLAN
 
 
 @pytest.fixture
@@ -110,6 +112,19 @@ def test_the_layers_as_tensorrt_lists_them(
         layers_of(Bundle.open(bundle))
 
 
+def test_memory_of_a_plan_is_that_on_the_gpu_too(
+    machine: Machine, bundle: Path, tmp_path: Path, call: Call
+) -> None:
+    """Buffers for the largest batch, of a picture, a map and a score."""
+    cpu = attention_bundle(tmp_path / "cpu.bundle")
+    build(call, bundle, "--attention", "native")
+    found = measure(bundle, 1, 1)
+    buffers = MAX_BATCH * (SIZE * SIZE * 3 + 4 * (8 * 8 + 1))
+    assert found["gpu_mib"] == round(buffers / 2**20, 2) > 0
+    assert "gpu_mib" not in measure(cpu, 1, 1)
+    machine.check_released()
+
+
 def test_bench_names_the_attention_beside_bundles_that_have_none(
     machine: Machine,
     bundle: Path,
@@ -117,7 +132,10 @@ def test_bench_names_the_attention_beside_bundles_that_have_none(
     call: Call,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bench, "resident_memory", lambda *_: {"resident_mib": 1.0})
+    def memory(path: Path, *_: int) -> dict[str, float]:
+        return {"resident_mib": 1.0} | ({"gpu_mib": 77.0} if path == bundle else {})
+
+    monkeypatch.setattr(bench, "resident_memory", memory)
     cpu = attention_bundle(tmp_path / "cpu.bundle")
     build(call, bundle, "--attention", "plugin")
     timed = call("bench", cpu, bundle, "--frames", 10, "--json").json["bundles"]
@@ -126,5 +144,7 @@ def test_bench_names_the_attention_beside_bundles_that_have_none(
     at = head.index("attention")
     assert first[at:].startswith("- ")
     assert second[at:].startswith("plugin int8 ")
+    assert head.endswith("GPU MiB")
+    assert (first.split()[-1], second.split()[-1]) == ("-", "77")
     alone = call("bench", cpu, "--frames", 10).out.splitlines()
     assert "attention" not in alone[0]

@@ -54,6 +54,23 @@ def test_a_whole_session(
     assert fake.calls["begin_capture"] == 3  # batches of 1, 3 and 2
 
 
+@pytest.mark.parametrize(("install", "kind"), WAYS)
+def test_how_much_of_the_device_is_taken(
+    install: Install, kind: type[PyCuda | CudaPython], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeCuda(("memory_used", 3))
+    install(fake, monkeypatch)
+    cuda = kind()
+    with cuda.current():
+        assert cuda.memory_used() == 0
+        address = cuda.allocate_device(1000)
+        assert cuda.memory_used() == 1000
+        with pytest.raises(UnavailableError, match="CUDA failed"):
+            cuda.memory_used()
+        cuda.free_device(address)
+    cuda.close()
+
+
 @pytest.mark.parametrize("fail", FAILURES, ids=lambda f: f"{f[0]}-{f[1]}")
 @pytest.mark.parametrize(("install", "kind"), WAYS)
 def test_a_failure_in_cudas_words_leaves_nothing(

@@ -131,6 +131,16 @@ def test_another_thread_than_the_one_that_opened_it(cuda: PyCuda | CudaPython) -
         pool.submit(assert_copied, frames(2), runner).result()
 
 
+def test_what_is_taken_of_the_device_is_what_was_allocated(cuda: PyCuda | CudaPython) -> None:
+    size = 256 << 20  # far above the granularity of what the driver gives out
+    with cuda.current():
+        before = cuda.memory_used()
+        address = cuda.allocate_device(size)
+        assert size <= cuda.memory_used() - before < size + (64 << 20)
+        cuda.free_device(address)
+        assert cuda.memory_used() - before < 64 << 20
+
+
 def test_closing_gives_all_memory_back() -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime")
 

@@ -30,6 +30,25 @@ class SystemClock:
         return time.time_ns()
 
 
+# Far above what slewing (500 ppm) or a busy machine moves between two looks.
+STEP_NS = 500_000_000
+
+
+class StepWatch:
+    """Notices that the wall clock was set, by comparing it with the monotonic one."""
+
+    def __init__(self) -> None:
+        self._ahead_ns: int | None = None
+
+    def look(self, mono_ns: int, utc_ns: int) -> int | None:
+        """By how much UTC has stepped since the last look; None when it has not."""
+        ahead_ns = utc_ns - mono_ns
+        before_ns, self._ahead_ns = self._ahead_ns, ahead_ns
+        if before_ns is None or abs(ahead_ns - before_ns) < STEP_NS:
+            return None
+        return ahead_ns - before_ns
+
+
 @dataclass(frozen=True, slots=True)
 class ClockState:
     """How far the wall clock can be trusted; None where the kernel would not say."""

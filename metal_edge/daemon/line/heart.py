@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from metal_edge.daemon.clock import Clock, read_clock_state
+from metal_edge.daemon.clock import Clock, StepWatch, read_clock_state
 from metal_edge.daemon.deciding.transitions import Event, State
 from metal_edge.daemon.line.reporter import Reporter
 from metal_edge.daemon.line.state import LineState
@@ -79,6 +79,7 @@ class Heart:
         self._clock = clock
         self._next_ns = 0
         self._beats = count(1)
+        self._steps = StepWatch()
         self._told: tuple[State, tuple[str, ...]] = (State.ARMED, ())
 
     @property
@@ -98,6 +99,7 @@ class Heart:
         # A little late keeps the pace; much too late, or hurried, begins it anew without a burst.
         on_time = now_ns - self._next_ns < self.period_ns
         self._next_ns = (self._next_ns if on_time else now_ns) + self.period_ns
+        self._tell_of_steps(now_ns)
         self._reporter.clock_state = read_clock_state()
         health, vitals = self._publisher.health(), self._vitals()
         problems = self._observe(health, vitals)
@@ -105,6 +107,15 @@ class Heart:
         waiting_ns = self._queue.oldest_deadline_ns()
         if waiting_ns is None or now_ns - waiting_ns < NO_PROGRESS_NS:
             self._notifier.watchdog()
+
+    def _tell_of_steps(self, now_ns: int) -> None:
+        """Nothing depends on it, but who compares times in messages must know."""
+        step_ns = self._steps.look(now_ns, self._clock.utc_ns())
+        if step_ns is not None:
+            log.warning(
+                "the wall clock stepped by %+.1f s: times in messages jump, no budget uses it",
+                step_ns / 1e9,
+            )
 
     def _observe(self, health: BrokerHealth, vitals: Vitals) -> tuple[str, ...]:
         """Tells the state how things stand, and the world when that changes."""

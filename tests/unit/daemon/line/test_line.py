@@ -195,7 +195,9 @@ def test_the_gate_ends_the_deadline_and_goes_with_the_decision() -> None:
 
 
 @pytest.mark.parametrize("step_ns", [HOUR_NS, -HOUR_NS])
-def test_a_step_of_the_wall_clock_changes_no_budget(step_ns: int) -> None:
+def test_a_step_of_the_wall_clock_changes_no_budget_and_is_told(
+    step_ns: int, caplog: pytest.LogCaptureFixture
+) -> None:
     clock = SteppingClock()
     with Rig(clock=clock) as rig:
         rig.runner.gate = threading.Event()
@@ -209,6 +211,8 @@ def test_a_step_of_the_wall_clock_changes_no_budget(step_ns: int) -> None:
         deadline_ns, published_ns = (rig.decisions[1][k] for k in ("deadline_ns", "t_publish_ns"))
         assert 0 < deadline_ns - published_ns <= 2_000_000_000
         rig.beat(lambda b: b["healthy"], "a healthy heartbeat")
+        hours = f"the wall clock stepped by {step_ns / 1e9:+.1f} s"
+        wait_until(lambda: hours in caplog.text, "the step told")
 
 
 def test_stopping_finishes_the_part_in_hand_and_answers_those_that_wait() -> None:

@@ -311,6 +311,23 @@ def test_a_trigger_that_waited_until_its_part_had_gone_gets_no_picture() -> None
         assert rig.verdicts(5)[4] == ("t5", "pass", "ok")
 
 
+def test_triggers_that_waited_beyond_their_deadline_are_answered_without_a_look() -> None:
+    """A backlog is no fault of the camera, and must not hold the line."""
+    with Rig() as rig:
+        rig.runner.gate = threading.Event()
+        rig.trigger("t1", "first")
+        assert rig.runner.inside.wait(5)
+        for late in ("t2", "t3", "t4"):
+            rig.trigger(late, "late", deadline_ms=50)
+        end_ns = rig.clock.mono_ns() + 50_000_000
+        wait_until(lambda: rig.clock.mono_ns() > end_ns, "the deadlines")
+        rig.runner.gate.set()
+        unknown = [(late, "unknown", "deadline_missed") for late in ("t2", "t3", "t4")]
+        assert rig.verdicts(4)[1:] == unknown
+        assert rig.camera.triggered == ["first"]
+        assert rig.beat(lambda b: True, "a heartbeat")["healthy"], "the camera is not to blame"
+
+
 def test_a_camera_that_is_busy_until_the_part_had_gone_is_not_triggered() -> None:
     with Rig(decision={"max_exposure_delay_ms": 300}) as rig:
         stuck = threading.Event()

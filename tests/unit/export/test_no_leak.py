@@ -21,12 +21,14 @@ from onnx.utils import Extractor
 
 from metal_edge.export.onnx_model import onnx_from_model, save_model
 from metal_edge.export.precision import EnginePrecision, write_precision
+from metal_edge.export.tensorrt_int8 import int8_for_tensorrt
 from metal_edge.models.attention import MaskRule
 from metal_edge.models.features import MetalFeatures, MetalFeaturesConfig, allowed_tokens
 from metal_edge.models.metal import MetalConfig
 from metal_edge.models.registry import build_model
 
 GRID = 4
+PRECISIONS = ("fp16", "int8", "int8 for tensorrt")
 Rebuild = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
@@ -54,19 +56,23 @@ def exported(config: MetalConfig | MetalFeaturesConfig) -> bytes:
 def converted_rebuild(
     config: MetalConfig | MetalFeaturesConfig,
     shape: list[int],
-    precision: EnginePrecision,
+    precision: str,
     folder: Path,
 ) -> Rebuild:
     """Target to reconstruction in the graph at `precision`, float32 in and out.
 
     Args:
         shape: of both, without the batch.
+        precision: one of PRECISIONS.
     """
     source = onnx.load_from_string(exported(config))
     save_model(source, folder / "fp32.onnx")
     size = config.image_size
     frames = np.random.default_rng(1).integers(0, 256, (12, size, size, 3), dtype=np.uint8)
-    write_precision(folder / "fp32.onnx", folder / "out.onnx", precision, frames)
+    base, _, tensorrt = precision.partition(" ")
+    write_precision(folder / "fp32.onnx", folder / "out.onnx", EnginePrecision(base), frames)
+    if tensorrt:
+        int8_for_tensorrt(folder / "fp32.onnx", folder / "out.onnx")
     sub = error_sub(source, (shape, shape))
     graph = onnx.shape_inference.infer_shapes(onnx.load(folder / "out.onnx"))
     (same,) = (node for node in graph.graph.node if node.name == sub.name)
@@ -74,11 +80,11 @@ def converted_rebuild(
     targets = sorted({sub.input[1], same.input[1]})
     part = Extractor(graph).extract_model(targets, [same.input[0]])
     kinds = {node.op_type for node in part.graph.node}
-    assert ("QuantizeLinear" in kinds) == (precision is EnginePrecision.INT8)
+    assert ("QuantizeLinear" in kinds) == (base == "int8")
     session = ort.InferenceSession(part.SerializeToString())
     given = {tensor.name: tensor.type == "tensor(float16)" for tensor in session.get_inputs()}
     weights = {tensor.data_type for tensor in part.graph.initializer}
-    assert (TensorProto.FLOAT16 in weights) == (precision is EnginePrecision.FP16)
+    assert (TensorProto.FLOAT16 in weights) == (precision != "int8")
 
     def rebuild(target: NDArray[np.float32]) -> NDArray[np.float32]:
         fed = {name: target.astype(np.float16) if half else target for name, half in given.items()}
@@ -88,9 +94,9 @@ def converted_rebuild(
     return rebuild
 
 
-@pytest.mark.parametrize("precision", [EnginePrecision.FP16, EnginePrecision.INT8])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("radius", [0, 1])
-def test_squares_and_rows(precision: EnginePrecision, radius: int, tmp_path: Path) -> None:
+def test_squares_and_rows(precision: str, radius: int, tmp_path: Path) -> None:
     config = MetalConfig(
         image_size=32, patch_size=8, embedding=16, heads=2, mask=MaskRule.ZEROLEAK, radius=radius,
         shapes=("squares",) if radius else ("squares", "rows"), blocks=2,
@@ -109,8 +115,8 @@ def test_squares_and_rows(precision: EnginePrecision, radius: int, tmp_path: Pat
             assert not np.array_equal(after, before)
 
 
-@pytest.mark.parametrize("precision", [EnginePrecision.FP16, EnginePrecision.INT8])
-def test_tokens_of_features(precision: EnginePrecision, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tokens_of_features(precision: str, tmp_path: Path) -> None:
     config = MetalFeaturesConfig(
         image_size=64, grid=GRID, width=16, heads=4, students=False, memory=0, depth=2
     )

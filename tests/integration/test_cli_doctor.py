@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,11 +16,14 @@ from typing import Any
 import pytest
 from support.broker import HOST, Broker, Listener, find_mosquitto
 from support.certificates import Authority
-from support.cli import cli
+from support.cli import COMMAND, cli
 from support.daemon_process import STATION, Daemon, write_settings
-from support.tiny_bundle import DARK, build_bundle, write_image
+from support.small_disk import small_disk
+from support.tiny_bundle import DARK, build_bundle, describe_again, seal, write_image
 
+from metal_edge.cli.doctor import machine
 from metal_edge.cli.doctor.certificates import ends_at
+from metal_edge.daemon.clock import ClockState
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="needs mosquitto")
 OWN = {"decision", "event", "heartbeat", "state", "model", "config"}
@@ -145,6 +152,21 @@ def test_certificates(folder: Path, days: int, level: str) -> None:
     assert abs(ends_at(own.cert) - expected) < timedelta(hours=2)
 
 
+def test_a_broker_whose_certificate_has_expired(folder: Path) -> None:
+    ours = Authority(folder / "ours", "our-ca")
+    server = ours.issue("server", days=-1)
+    extra = f"allow_anonymous true\ncertfile {server.cert}\nkeyfile {server.key}\n"
+    with Broker(folder / "broker", extra) as broker:
+        code, found = findings(
+            write_settings(folder / "line.toml", broker, mqtt={"ca_file": str(ours.pem)})
+        )
+    assert code == 1
+    for check in ("tls broker", "broker"):
+        assert found[check]["level"] == "FAIL"
+        assert "expired" in found[check]["found"]
+        assert "renew the broker's certificate" in found[check]["remedy"]
+
+
 def test_a_key_that_is_missing(broker: Broker, folder: Path) -> None:
     ours = Authority(folder / "ours", "our-ca")
     own = ours.issue("own")
@@ -199,3 +221,103 @@ def test_a_camera_that_is_not_there(broker: Broker, folder: Path) -> None:
     assert code == 1
     assert found["device"]["level"] == found["camera"]["level"] == "FAIL"
     assert str(folder / "video9") in found["device"]["found"]
+
+
+def golden_off(bundle: Path) -> None:
+    golden = bundle / "golden" / "golden.json"
+    golden.write_text(golden.read_text().replace('"score": 0.0', '"score": 0.3'))
+    describe_again(bundle)
+
+
+def one_byte(bundle: Path) -> None:
+    model = bundle / "model.onnx"
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+
+
+def other_engine(bundle: Path) -> None:
+    manifest = bundle / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "backend": "tensorrt"}))
+    seal(bundle)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [(golden_off, "golden image"), (one_byte, "was changed"), (other_engine, "TensorRT")],
+)
+def test_a_bundle_that_cannot_serve(broker: Broker, folder: Path, spoil: Any, word: str) -> None:
+    spoil(folder / "bundle")
+    code, found = findings(write_settings(folder / "line.toml", broker))
+    assert (code, found["bundle"]["level"]) == (1, "FAIL")
+    assert word in found["bundle"]["found"]
+    assert found["bundle"]["remedy"]
+
+
+def test_a_disk_without_room(broker: Broker, folder: Path) -> None:
+    """In the folder that it is asked in, and where the outbox is to be."""
+    with small_disk(folder / "small", "2m") as disk:
+        config = write_settings(
+            folder / "line.toml", broker, outbox={"path": str(disk / "o.sqlite")}
+        )
+        done = cli("doctor", "--config", config, "--json", cwd=disk)
+    found = {check["check"]: check for check in done.json["checks"]}
+    assert done.code == 1
+    assert (found["disk"]["level"], found["outbox"]["level"]) == ("FAIL", "warn")
+    assert str(disk) in found["disk"]["found"]
+    assert "free some space" in found["disk"]["remedy"]
+    assert "free some space" in found["outbox"]["remedy"]
+
+
+@pytest.mark.parametrize(("synced", "level"), [(True, "ok"), (False, "note"), (None, "note")])
+def test_a_clock(synced: bool | None, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel says is given: nobody sets this machine's clock for a test."""
+    monkeypatch.setattr(machine, "read_clock_state", lambda: ClockState(synced, 0.0))
+    (clock,) = [finding for finding in machine.check_machine() if finding.check == "clock"]
+    assert clock.level == level
+    assert ("chrony" in clock.remedy) is (synced is False)
+
+
+def test_permissions_are_those_of_who_asks(broker: Broker, folder: Path) -> None:
+    """root may do anything, so it is asked as nobody."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("only root can ask as somebody else")
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    if subprocess.run([*nobody, *COMMAND, "--help"], check=False, capture_output=True).returncode:
+        pytest.skip("nobody cannot run this Python")
+    with tempfile.TemporaryDirectory() as public:
+        place = Path(shutil.copytree(folder, Path(public) / "line"))
+        for made in (Path(public), place):
+            made.chmod(0o755)
+        (place / "video9").touch(mode=0o660)
+        (place / "password").write_text("secret")
+        (place / "password").chmod(0o600)
+        config = write_settings(
+            place / "line.toml",
+            broker,
+            camera={"kind": "v4l2", "uri": str(place / "video9")},
+            outbox={"path": str(place / "outbox.sqlite")},
+            mqtt={"username": "press", "password_file": "password"},
+            runtime={"realtime_priority": 10},
+        )
+        done = subprocess.run(
+            [*nobody, *COMMAND, "doctor", "--config", str(config), "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=place,
+            env={**os.environ, "HOME": public},
+        )
+    found = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
+    assert done.returncode == 1
+    assert (
+        found["outbox"]["level"] == found["device"]["level"] == found["broker"]["level"] == "FAIL"
+    )
+    assert f"nobody cannot write to {place}" in found["outbox"]["found"]
+    assert "chown" in found["outbox"]["remedy"]
+    assert "may not open" in found["device"]["found"]
+    assert "SupplementaryGroups=root" in found["device"]["remedy"]
+    assert "password_file" in found["broker"]["found"]
+    assert found["broker"]["remedy"] == "make it readable for the service"
+    assert found["realtime"]["level"] == "warn"
+    assert "LimitRTPRIO=10" in found["realtime"]["remedy"]

@@ -56,6 +56,7 @@ def goes_on(rig: Rig, trial: Trial, since_ns: int) -> None:
 @pytest.mark.fault(
     "disk full",
     "the outbox's file system filled to the last byte, for 40 parts; broker killed meanwhile",
+    limit_s=AT_ONCE_S,
 )
 def test_disk_full(rig: Rig, trial: Trial, disk: Path) -> None:
     rig.start(outbox={"path": str(disk / "outbox.sqlite")})
@@ -76,6 +77,7 @@ def test_disk_full(rig: Rig, trial: Trial, disk: Path) -> None:
 @pytest.mark.fault(
     "disk read-only",
     "the outbox's file system is read-only when the daemon comes back from kill -9; then not",
+    limit_s=AT_ONCE_S,
 )
 def test_disk_read_only(rig: Rig, trial: Trial, disk: Path) -> None:
     rig.start(outbox={"path": str(disk / "outbox.sqlite")})
@@ -94,6 +96,7 @@ def test_disk_read_only(rig: Rig, trial: Trial, disk: Path) -> None:
 @pytest.mark.fault(
     "SQLite file damaged",
     "the outbox's file overwritten with noise while the daemon writes to it",
+    limit_s=AT_ONCE_S,
 )
 def test_outbox_damaged(rig: Rig, trial: Trial) -> None:
     rig.start()

@@ -20,6 +20,7 @@ twice. docs/detection.md says what each of them is worth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, Self, cast
 
@@ -33,7 +34,8 @@ from torch import Tensor, nn
 from metal_edge.models.attention import MASKED_SCORE
 from metal_edge.models.error_maps import direction_distance
 from metal_edge.models.memory import TokenMemory
-from metal_edge.models.tokens import TokenConfig, TokenModel
+from metal_edge.models.smoothing import Smoothing
+from metal_edge.models.tokens import TokenConfig, TokenModel, coarser, pack
 from metal_edge.models.whitening import Moments, Whitening
 from metal_edge.models.zeroleak import CrossAttentionBlock, neighbourhood
 
@@ -65,6 +67,14 @@ class MetalFeaturesConfig(TokenConfig):
     memory_weight: float = Field(
         default=2.0, gt=0, description="of the memories in the map; context and students: 1 each"
     )
+    own_grids: bool = Field(
+        default=False,
+        description="a depth that is coarser than the grid keeps its own tokens; only its errors"
+        " are enlarged",
+    )
+    one_way: bool = Field(
+        default=False, description="students only predict the next deeper depth, not back"
+    )
     context_depths: int | None = Field(
         default=None, ge=1, description="only so many depths, from the shallowest, in the map"
     )
@@ -75,7 +85,9 @@ class MetalFeaturesConfig(TokenConfig):
             raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
         if not (self.context or (self.students and len(self.levels) > 1)):
             raise ValueError("nothing to train: it needs context, or students and two depths")
-        if self.memory_window % 2 == 0 or self.memory_window > self.grid:
+        if self.own_grids and self.context:
+            raise ValueError("own_grids needs a network without context, which sees one grid")
+        if self.memory_window % 2 == 0 or self.memory_window > min(self.depth_grids):
             raise ValueError(f"memory_window {self.memory_window} is not odd and at most the grid")
         if self.context_depths is not None and self.context_depths > len(self.levels):
             raise ValueError(f"context_depths exceeds the {len(self.levels)} depths")
@@ -85,6 +97,13 @@ class MetalFeaturesConfig(TokenConfig):
                 " nothing to look at"
             )
         return self
+
+    @property
+    def depth_grids(self) -> tuple[int, ...]:
+        """Tokens per side of each depth."""
+        if not self.own_grids:
+            return super().depth_grids
+        return tuple(min(side, self.grid) for side in self.own_sides())
 
 
 # What `metal-edge train --preset` changes; docs/results.md measures each.
@@ -111,15 +130,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "memory": 6000,
         "blur_sigma": 6.0,
     },
-    # A few milliseconds on one core: fewer pixels, no stage that no memory looks at, no attention;
-    # small students are a second opinion, which sharpens outlines at little cost.
+    # A few milliseconds on one core: fewer pixels, no stage that no memory looks at, no attention,
+    # coarse tokens searched once and not four times; small students are a second opinion.
     "fast": {
         "image_size": 224,
         "grid": 28,
         "levels": ("stride4", "stride8", "stride16-early"),
         "context": False,
+        "own_grids": True,
+        "one_way": True,
         "hidden": 32,
-        "memory": 700,
+        "memory": 1000,
         "memory_weight": 8.0,
         "blur_sigma": 4.0,
     },
@@ -187,6 +208,9 @@ class Context(nn.Module):
 class MetalFeatures(TokenModel):
     """The reconstruction is wider than the target, [B, N, C + P]: the context's prediction of all
     C channels, then every student's prediction of its depth's channels.
+
+    With grids of their own (`own_grids`), a student works on the coarser one of its two depths;
+    the students' predictions lie one after the other, as the depths do in the target.
     """
 
     config: MetalFeaturesConfig
@@ -200,6 +224,8 @@ class MetalFeatures(TokenModel):
         self.context = Context(config, channels) if config.context else None
         if not config.students:
             self.links = []
+        elif config.one_way:
+            self.links = [link for link in self.links if link[0] < link[1]]
         self.students = self.make_students()
         judged = config.context_depths if config.context else 0
         self.judged = self.depths[:judged]
@@ -214,13 +240,17 @@ class MetalFeatures(TokenModel):
         # Every level weighs the same in its depth's memory, however many channels it has.
         balance = [torch.full((count,), count**-0.5) for count in self.channels]
         self.register_buffer("balance", torch.cat(balance), persistent=False)
+        sides = sorted({side for side in self.grids if side != config.grid})
+        self.enlarge = nn.ModuleDict(
+            {str(side): Smoothing(torch.eye(config.grid), side) for side in sides}
+        )
 
     def forward(self, target: Tensor) -> Tensor:
         """[B, N, C] -> [B, N, C + P]: the context's prediction, then the students'."""
         predictions = [] if self.context is None else [self.context(target)]
-        for network, (source, _) in zip(self.students, self.links, strict=True):
-            predictions.append(network(target[..., self.depths[source]]))
-        return torch.cat(predictions, dim=-1)
+        for network, link in zip(self.students, self.links, strict=True):
+            predictions.append(network(self._seen(target, link[0], link)))
+        return pack(predictions) if self.mixed else torch.cat(predictions, dim=-1)
 
     def loss(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """Mean squared error of the context plus 1 - cosine of every student."""
@@ -245,7 +275,7 @@ class MetalFeatures(TokenModel):
             generator = torch.Generator().manual_seed(_MEMORY_SEED)
             chosen = stored[torch.randperm(len(stored), generator=generator)[:_REMEMBERED]]
             for depth, memory in self._memory_of_depth():
-                tokens = [self._remembered(x)[..., depth] for x in self._targets(chosen)]
+                tokens = [list(self._remembered(x))[depth] for x in self._targets(chosen)]
                 memory.fit(torch.cat(tokens).flatten(0, 1), generator)
             total = torch.zeros_like(self.usual_error)
             for target in self._targets(stored):
@@ -273,34 +303,60 @@ class MetalFeatures(TokenModel):
             for group, whitening in zip(self.judged, self.whitenings, strict=True):
                 errors.append(whitening(residual[..., group]).square().mean(dim=-1).sqrt())
         for got, wanted in students:
-            errors.append(direction_distance(got, wanted))
-        remembered = self._remembered(target)
-        for depth, memory in self._memory_of_depth():
-            errors.append(memory(remembered[..., depth]))
+            errors.append(self._enlarged(direction_distance(got, wanted)))
+        if self.memories:
+            for tokens, memory in zip(self._remembered(target), self.memories, strict=True):
+                errors.append(self._enlarged(memory(tokens)))
         return torch.stack(errors, dim=-1)
 
-    def _memory_of_depth(self) -> list[tuple[slice, TokenMemory]]:
-        """Each depth's channels and its memory; empty without memories."""
-        memories = [cast(TokenMemory, memory) for memory in self.memories]
-        return list(zip(self.depths, memories, strict=True)) if memories else []
+    def _enlarged(self, error: Tensor) -> Tensor:
+        """[B, N of a depth] -> [B, N], linear between the middles of tokens."""
+        side = math.isqrt(error.shape[1])
+        if side == self.config.grid:
+            return error
+        return self.enlarge[str(side)](error.reshape(-1, side, side)).flatten(1)  # type: ignore[no-any-return]
 
-    def _remembered(self, target: Tensor) -> Tensor:
-        """[B, N, C] -> what the memories compare: level-balanced, averaged over the window."""
-        grid, side = self.config.grid, self.config.memory_window
+    def _memory_of_depth(self) -> list[tuple[int, TokenMemory]]:
+        """Each depth and its memory; empty without memories."""
+        return list(enumerate(cast(TokenMemory, memory) for memory in self.memories))
+
+    def _remembered(self, target: Tensor) -> Iterator[Tensor]:
+        """What the memory of each depth compares: level-balanced, averaged over the window."""
+        if not self.mixed:
+            tokens = self._windowed(target * self.balance, self.config.grid)
+            yield from (tokens[..., depth] for depth in self.depths)
+            return
+        for index, (channels, grid) in enumerate(zip(self.depths, self.grids, strict=True)):
+            yield self._windowed(self.tokens_of(target, index) * self.balance[channels], grid)
+
+    def _windowed(self, tokens: Tensor, grid: int) -> Tensor:
+        """[B, grid * grid, C] -> means of the window around each token."""
+        side = self.config.memory_window
         if side == 1:
-            return target * self.balance
-        maps = (target * self.balance).mT.reshape(-1, target.shape[-1], grid, grid)
+            return tokens
+        maps = tokens.mT.reshape(-1, tokens.shape[-1], grid, grid)
         # The border averages what there is: padding zeros would give it a look of its own.
         maps = F.avg_pool2d(maps, side, stride=1, padding=side // 2, count_include_pad=False)
         return maps.flatten(2).mT
+
+    def _seen(self, target: Tensor, depth: int, link: tuple[int, int]) -> Tensor:
+        """A depth's tokens as a student sees or predicts them: on the coarser grid of the two."""
+        common = min(self.grids[index] for index in link)
+        return coarser(self.tokens_of(target, depth), self.grids[depth], common)
 
     def _split(
         self, reconstruction: Tensor, target: Tensor
     ) -> tuple[Tensor | None, list[tuple[Tensor, Tensor]]]:
         """The context's prediction if there is one; (prediction, wanted) of every student."""
-        sizes = [self.width_of[wanted] for _, wanted in self.links]
+        if self.mixed:
+            wanted = [self._seen(target, link[1], link) for link in self.links]
+            shapes = [tuple(tokens.shape[1:]) for tokens in wanted]
+            parts = torch.split(reconstruction, [math.prod(shape) for shape in shapes], dim=1)
+            got = [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+            return None, list(zip(got, wanted, strict=True))
+        sizes = [self.width_of[index] for _, index in self.links]
         first = [target.shape[-1]] if self.context is not None else []
         predicted = list(torch.split(reconstruction, first + sizes, dim=-1))
         context = predicted.pop(0) if first else None
-        wanted = [target[..., self.depths[index]] for _, index in self.links]
+        wanted = [self._seen(target, link[1], link) for link in self.links]
         return context, list(zip(predicted, wanted, strict=True))

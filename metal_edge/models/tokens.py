@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from metal_edge.models.backbone import (
+    LEVELS,
     EfficientNetLite0,
     at_grid,
     check_levels,
@@ -117,13 +118,30 @@ class TokenConfig(ModelConfig):
         """The error map has one value per token."""
         return self.grid
 
+    @property
+    def depth_grids(self) -> tuple[int, ...]:
+        """Tokens per side of each depth."""
+        return (self.grid,) * len(self.levels)
+
+    def own_sides(self) -> tuple[int, ...]:
+        """Values per side that the backbone gives for each depth, of its finest level."""
+        name = timm_name(self.backbone)
+        if name is not None:
+            return (self.image_size // shape_of(name).patch,) * len(self.levels)
+        return tuple(self.image_size // LEVELS[d.split("+")[0]][1] for d in self.levels)
+
 
 class TokenModel(AnomalyModel):
     """Target: the tokens of all depths side by side, float32 [B, N, C], N = grid * grid.
 
+    Where depths have grids of their own, their tokens lie one depth after the other instead,
+    float32 [B, sum of N C]; `tokens_of` reads both.
+
     Attributes:
         channels: of each level, shallow to deep.
         depths: where each depth's channels lie in a token.
+        grids: of each depth, tokens per side.
+        mixed: whether they differ.
         links: (from, to) of the students between neighbouring depths, forward ones first.
     """
 
@@ -148,6 +166,10 @@ class TokenModel(AnomalyModel):
         ends = accumulate(widths)
         self.depths = [slice(end - width, end) for width, end in zip(widths, ends, strict=True)]
         self.width_of = widths
+        self.grids = config.depth_grids
+        self.mixed = len({config.grid, *self.grids}) > 1
+        ends = accumulate(side**2 * width for side, width in zip(self.grids, widths, strict=True))
+        self._ends = list(ends)
         pairs = list(pairwise(range(len(widths))))
         self.links = pairs + [(deep, shallow) for shallow, deep in pairs]
         self.register_buffer("channel_scale", torch.ones(sum(widths)))
@@ -168,16 +190,37 @@ class TokenModel(AnomalyModel):
         self.backbone.load_weights(None if file is None else Path(file))
 
     def precompute(self, images: Tensor) -> Tensor:
-        """uint8 [B, S, S, 3] -> raw features [B, N, C], all depths at the token grid."""
+        """uint8 [B, S, S, 3] -> raw features, laid out as the target."""
         x = images.float().permute(0, 3, 1, 2) * (2.0 / 255.0) + -1.0
-        levels = [at_grid(level, self.config.grid) for level in self.backbone(x)]
-        return torch.cat(levels, dim=1).flatten(2).mT
+        if not self.mixed:
+            levels = [at_grid(level, self.config.grid) for level in self.backbone(x)]
+            return torch.cat(levels, dim=1).flatten(2).mT
+        levels, parts = list(self.backbone(x)), []
+        for depth, grid in zip(self.config.levels, self.grids, strict=True):
+            own = [at_grid(levels.pop(0), grid) for _ in depth.split("+")]
+            parts.append(torch.cat(own, dim=1).flatten(2).mT)
+        return pack(parts)
+
+    def tokens_of(self, laid: Tensor, depth: int) -> Tensor:
+        """One depth's tokens, [B, N of the depth, C of the depth]."""
+        if not self.mixed:
+            return laid[..., self.depths[depth]]
+        count = self.grids[depth] ** 2
+        end, width = self._ends[depth], self.width_of[depth]
+        return laid[:, end - count * width : end].reshape(-1, count, width)
 
     def fit_inputs(self, stored: Tensor) -> None:
         """Standardises each channel over all tokens of the training images, if so configured."""
         if not self.config.standardise:
             return
-        flat = stored.reshape(-1, stored.shape[-1])
+        if not self.mixed:
+            self._standardise(slice(None), stored)
+            return
+        for index, depth in enumerate(self.depths):
+            self._standardise(depth, self.tokens_of(stored, index))
+
+    def _standardise(self, channels: slice, tokens: Tensor) -> None:
+        flat = tokens.reshape(-1, tokens.shape[-1])
         total = torch.zeros(flat.shape[1], dtype=torch.float64)
         square = torch.zeros_like(total)
         for piece in torch.split(flat, _SLICE):  # in double precision, but not all of it at once
@@ -185,12 +228,20 @@ class TokenModel(AnomalyModel):
             square += piece.double().square().sum(dim=0)
         mean = total / len(flat)
         scale = 1.0 / (square / len(flat) - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3)
-        self.channel_scale.copy_(scale.float())
-        self.channel_shift.copy_((-mean * scale).float())
+        self.channel_scale[channels] = scale.float()
+        self.channel_shift[channels] = (-mean * scale).float()
 
     def target(self, stored: Tensor) -> Tensor:
-        """Raw features -> standardised where so configured, float32 [B, N, C]."""
-        return stored.float() * self.channel_scale + self.channel_shift
+        """Raw features -> standardised where so configured, float32, laid out as before."""
+        if not self.mixed:
+            return stored.float() * self.channel_scale + self.channel_shift
+        return pack(
+            [
+                self.tokens_of(stored, index).float() * self.channel_scale[channels]
+                + self.channel_shift[channels]
+                for index, channels in enumerate(self.depths)
+            ]
+        )
 
     def make_students(self) -> nn.ModuleList:
         """One per link."""
@@ -200,6 +251,21 @@ class TokenModel(AnomalyModel):
             hidden = self.config.hidden or (inputs + outputs) // 2
             students.append(student(inputs, hidden, outputs))
         return students
+
+
+def pack(parts: list[Tensor]) -> Tensor:
+    """Several [B, N, C], of different N and C -> [B, sum of N C]."""
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def coarser(tokens: Tensor, grid: int, wanted: int) -> Tensor:
+    """[B, grid * grid, C] -> [B, wanted * wanted, C], means of squares of tokens."""
+    if grid == wanted:
+        return tokens
+    side, width = grid // wanted, tokens.shape[-1]
+    # One axis after the other: run-times are slow at means over two that do not touch.
+    rows = tokens.reshape(-1, side, grid * width).mean(dim=1)
+    return rows.reshape(-1, side, width).mean(dim=1).reshape(-1, wanted**2, width)
 
 
 def student(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

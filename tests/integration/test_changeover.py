@@ -286,6 +286,12 @@ def test_sighup_refuses_what_needs_a_restart_and_names_it(
     reload(daemon)
     wait_until(lambda: "did you mean 'bundle'" in daemon.log, "the mistake to be named")
     assert look(listener)["verdict"] == "pass"
+    build_bundle(line / "new", threshold=STRICT)
+    golden_off(line)
+    settings.write_text(before.replace('bundle = "bundle"', 'bundle = "new"'))
+    reload(daemon)
+    wait_until(lambda: "reload failed, the line goes on as before: golden" in daemon.log, "proof")
+    assert look(listener)["verdict"] == "pass"
     settings.write_text(before)
     reload(daemon)
     wait_until(lambda: listener.all("state")[-1].data["status"] == "online", "no problem left")

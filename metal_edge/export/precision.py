@@ -20,9 +20,9 @@ from metal_edge.quantize.rounding import plain_fp16, plain_int8
 
 _HEAD = "quantised, the first block costs the map most of what INT8 costs it and brings no speed"
 _ZERO_RANGE = "its activations are always 0 on the calibration frames: there is no scale for them"
-_ATTENTION = (
-    "both operands change with every picture and their product is a softmax's, or follows it;"
-    " few multiplications"
+_OTHER_PRODUCTS = (
+    "no layers: the second operand is no weight but comes from the picture, as in attention; few"
+    " multiplications"
 )
 # Why what FP16 keeps in FP32 is not INT8 either.
 _ISLANDS = {
@@ -148,7 +148,7 @@ def _not_int8(calibrated: Calibrated) -> list[dict[str, Any]]:
     groups += [_kept(each.kind, _ISLANDS[each.kind], each.nodes) for each in islands]
     products = [n for n in model.graph.node if n.op_type in PRODUCTS]
     between = [n.name for n in products if n.input[1] not in constants]
-    groups.append(_kept("attention products", _ATTENTION, between))
+    groups.append(_kept("other products", _OTHER_PRODUCTS, between))
     for group in groups:
         group["nodes"] = [name for name in group["nodes"] if name not in claimed]
         claimed.update(group["nodes"])

@@ -193,7 +193,7 @@ def test_the_plugins_int8_attention_is_judged_before_a_device_sees_it(
     )
     built = bundling.build_bundle(open_run(trained.run), tmp_path / "b", options)
     notes = built.bundle.manifest.provenance["precision"]
-    assert {"stem", "attention products"} <= {group["group"] for group in notes["fp16_islands"]}
+    assert {"stem", "other products"} <= {group["group"] for group in notes["fp16_islands"]}
     assert "softmax" in {group["group"] for group in notes["fp32_islands"]}
     found = notes["plugin_int8"]
     assert found["attentions"] > 0

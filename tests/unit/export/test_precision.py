@@ -107,13 +107,13 @@ def test_every_layer_that_is_not_int8_is_listed_once_with_a_reason(
     notes = write_precision(fp32, path, EnginePrecision.INT8, frames)
     groups = {group["group"]: group for group in notes["fp32_islands"]}
     assert groups.keys() == {
-        "pixel scaling", "normalisation", "softmax", "error map", "attention products",
+        "pixel scaling", "normalisation", "softmax", "error map", "other products",
     }  # fmt: skip
     assert all(group["reason"] for group in groups.values())
     listed = [name for group in groups.values() for name in group["nodes"]]
     assert len(listed) == len(set(listed))
     layers = [n.name for n in onnx.load(path).graph.node if n.op_type in {"Gemm", "MatMul", "Conv"}]
-    assert len(groups["attention products"]["nodes"]) == 2 * 2
+    assert len(groups["other products"]["nodes"]) == 2 * 2
     assert set(layers) - set(listed) == set(linear_layers_of(path))
     assert not set(listed) & set(linear_layers_of(path))
 

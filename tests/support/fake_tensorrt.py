@@ -286,9 +286,7 @@ class Engine:
         }
         self._largest, self._graph = largest, graph
         self.session: Any = (
-            ReferenceEvaluator(loaded, new_ops=REFERENCE_OPS)
-            if self.ours
-            else ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+            ReferenceEvaluator(loaded, new_ops=REFERENCE_OPS) if self.ours else _session(model)
         )
 
     @property
@@ -353,6 +351,18 @@ class Context:
         scores = scores + np.float32(trt.bias + ours * trt.plugin_bias)
         for name, values in zip(names, (maps, scores), strict=True):
             cuda.memory(self._addresses[name], values.nbytes)[:] = values.view(np.uint8).ravel()
+
+
+def _session(model: bytes) -> ort.InferenceSession:
+    """As our runner has it: with all optimisers, FP16 scales would underflow."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(
+        model,
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["WeightBiasQuantization"],
+    )
 
 
 def _is_ours(model: onnx.ModelProto) -> bool:

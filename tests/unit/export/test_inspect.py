@@ -102,8 +102,19 @@ def test_a_layer_carries_its_reason_into_the_text(
     assert "[1] 1 nodes: measured to matter" in said
     rows = [row.split() for row in said.splitlines() if row.endswith("[1]")]
     assert [layer.name, layer.op_type] in [row[:2] for row in rows]
-    for word in ("opset 20", "promise", "nearest to the threshold", "MACs", "provenance"):
-        assert word in said
+    size = (bundle / "model.onnx").stat().st_size
+    for words in (
+        "opset 20",
+        f"layers that multiply: {len(found['layers'])} fp32",
+        f"sizes: model.onnx {size / 1e6:.2f} MB",
+        f"threshold: {found['threshold']['score']:.6g}",
+        found["threshold"]["promise"],
+        "nearest to the threshold",
+        f"one frame, on paper: {found['traffic']['bytes'] / 1e6:.2f} MB through memory",
+        "MACs",
+        "provenance\n  precision ",
+    ):
+        assert words in said
 
 
 def test_one_changed_byte(bundle: Path) -> None:

@@ -1,9 +1,9 @@
 """The `Runner` over a TensorRT plan: buffers are allocated once, a frame is one graph launch.
 
 Per batch size a CUDA graph holds the whole way of a frame: pixels to the device, network, map and
-score back. The score on the device is set to NaN at the graph's start, so that an execution which
-silently did nothing yields NaN, which the decision core answers with `unknown`, and never the
-score of the frame before.
+score back. The score on the device and the first pixel of each map are set to NaN at the graph's
+start, so that an execution which silently did nothing, or left out one of them, yields NaN, which
+the decision core answers with `unknown`, and never what the frame before had.
 
 This file knows TensorRT and CUDA only as the protocols `Engine` and `Cuda`.
 """
@@ -11,7 +11,7 @@ This file knows TensorRT and CUDA only as the protocols `Engine` and `Cuda`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -128,6 +128,10 @@ class _Buffer:
         """The pinned bytes of the first `batch` images."""
         return self._host[: batch * self._item]
 
+    def addresses(self, batch: int) -> Iterator[int]:
+        """Of the first `batch` images on the device."""
+        return (self.address + image * self._item for image in range(batch))
+
 
 class TensorRtRunner:
     """Runs a plan. See `Runner`.
@@ -181,9 +185,9 @@ class TensorRtRunner:
         self._image = _Buffer(cuda, memory, math.prod(self._signature.image), batch)
         self._map = _Buffer(cuda, memory, 4 * math.prod(self._signature.anomaly_map), batch)
         self._score = _Buffer(cuda, memory, 4, batch)
-        self._no_score = cuda.allocate_host(4 * batch)
-        memory.callback(cuda.free_host, self._no_score)
-        self._no_score.view(np.float32)[:] = np.nan
+        self._nothing = cuda.allocate_host(4 * batch)
+        memory.callback(cuda.free_host, self._nothing)
+        self._nothing.view(np.float32)[:] = np.nan
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -243,7 +247,9 @@ class TensorRtRunner:
     def _queue(self, execution: Execution, batch: int) -> None:
         cuda, stream = self._cuda, self._stream
         cuda.upload(self._image.address, self._image.host(batch), stream)
-        cuda.upload(self._score.address, self._no_score[: 4 * batch], stream)
+        cuda.upload(self._score.address, self._nothing[: 4 * batch], stream)
+        for address in self._map.addresses(batch):
+            cuda.upload(address, self._nothing[:4], stream)
         execution.enqueue(stream)
         cuda.download(self._map.host(batch), self._map.address, stream)
         cuda.download(self._score.host(batch), self._score.address, stream)

@@ -135,10 +135,12 @@ class FakeCuda:
         (self._pending if self._recording is None else self._recording).append(work)
 
     def memory(self, address: int, size: int) -> Bytes:
-        """The first bytes of a device buffer."""
-        buffer: Bytes = self.live["device", address]
-        assert size <= buffer.size
-        return buffer[:size]
+        """So many bytes of a device buffer, or of its rest."""
+        for (kind, start), buffer in self.live.items():
+            if kind == "device" and 0 <= address - start < buffer.size:
+                assert address - start + size <= buffer.size
+                return buffer[address - start :][:size]  # type: ignore[no-any-return]
+        raise AssertionError(f"nothing is allocated at {address:#x}")
 
     def allocations(self) -> int:
         """How many buffers and graphs were asked for so far."""
@@ -146,9 +148,10 @@ class FakeCuda:
         return sum(self.calls[kind] for kind in kinds)
 
     def _keep(self, kind: str, what: Any) -> int:
-        self._next += 0x100
-        self.live[kind, self._next] = what
-        return self._next
+        handle = self._next
+        self._next += 0x100 + getattr(what, "nbytes", 0)  # no two buffers overlap
+        self.live[kind, handle] = what
+        return handle
 
     def _note(self, method: str, outside: bool = False) -> None:
         assert not self.closed, f"{method} after close"
@@ -162,13 +165,13 @@ class FakeEngine:
     """A plan whose map is the brightness of every second pixel, and whose score is its maximum.
 
     Attributes:
-        silent: executions do nothing, and say nothing of it.
+        silent: the outputs that executions leave as they are, and say nothing of it.
         prepared: batch sizes in the order of `prepare`.
     """
 
     def __init__(self, cuda: FakeCuda, side: int = 8, max_batch: int = 3) -> None:
         self.cuda, self.side, self.max_batch = cuda, side, max_batch
-        self.silent = False
+        self.silent: set[str] = set()
         self.closed = 0
         self.executions = 0
         self.prepared: list[int] = []
@@ -209,13 +212,14 @@ class FakeExecution:
 
     def _execute(self) -> None:
         assert not self.closed
-        if self.engine.silent:
+        if self.engine.silent >= {MAP, SCORE}:
             return
         cuda, side = self.engine.cuda, self.engine.side
         pixels = cuda.memory(self.addresses[IMAGE], self.batch * side * side * 3)
         maps, scores = brightness(pixels.reshape(self.batch, side, side, 3))
-        cuda.memory(self.addresses[MAP], maps.nbytes)[:] = maps.view(np.uint8).ravel()
-        cuda.memory(self.addresses[SCORE], scores.nbytes)[:] = scores.view(np.uint8).ravel()
+        for name, values in ((MAP, maps), (SCORE, scores)):
+            if name not in self.engine.silent:
+                cuda.memory(self.addresses[name], values.nbytes)[:] = values.view(np.uint8).ravel()
 
     def close(self) -> None:
         assert not self.closed

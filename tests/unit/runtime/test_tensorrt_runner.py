@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from support.fake_cuda import FakeCuda, FakeEngine, brightness
 
 from metal_edge.errors import BundleError, UnavailableError
-from metal_edge.runtime.tensorrt_runner import TensorRtRunner, TensorSpec, check_tensors
+from metal_edge.runtime.tensorrt_runner import (
+    MAP,
+    SCORE,
+    TensorRtRunner,
+    TensorSpec,
+    check_tensors,
+)
 
 SIDE = 8
 
@@ -90,7 +96,7 @@ def test_all_that_a_frame_allocates_is_its_answer() -> None:
     image = np.zeros((1, 256, 256, 3), np.uint8)
     with TensorRtRunner(engine, cuda) as runner:
         answer = runner.run(image)
-        engine.silent = True  # what the stand-in calculates with is not the runner's
+        engine.silent = {MAP, SCORE}  # what the stand-in calculates with is not the runner's
         tracemalloc.start()
         try:
             for _ in range(5):
@@ -181,8 +187,21 @@ def test_a_silent_failure_gives_nan_and_not_the_last_score(batch: int) -> None:
     engine = FakeEngine(cuda, SIDE)
     with TensorRtRunner(engine, cuda) as runner:
         assert all(math.isfinite(i.score) for i in runner.run(pictures(batch, 1)))
-        engine.silent = True
+        engine.silent = {MAP, SCORE}
         assert all(math.isnan(i.score) for i in runner.run(pictures(batch, 2)))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_map_that_was_left_out_is_not_the_last_one(batch: int) -> None:
+    """A good part's map, met again under another part's score, would let that part pass."""
+    cuda = FakeCuda()
+    engine = FakeEngine(cuda, SIDE)
+    with TensorRtRunner(engine, cuda) as runner:
+        assert all(np.isfinite(i.anomaly_map).all() for i in runner.run(pictures(batch, 1)))
+        engine.silent = {MAP}
+        answers = runner.run(pictures(batch, 2))
+    assert all(np.isnan(i.anomaly_map).any() for i in answers)
+    assert all(math.isfinite(i.score) for i in answers)
 
 
 def test_a_free_that_fails_does_not_keep_the_rest() -> None:

@@ -140,7 +140,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "own_grids": True,
         "one_way": True,
         "hidden": 32,
-        "memory": 1000,
+        "memory": 1200,
         "memory_weight": 8.0,
         "blur_sigma": 4.0,
     },

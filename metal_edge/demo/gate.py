@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from metal_edge.demo.gate_messages import (
     DecisionMessage,
@@ -89,6 +90,14 @@ class LateDecision:
         return self.message.trigger_id
 
 
+class Echo(NamedTuple):
+    """What the PLC answers to a heartbeat: its numbers, and the last decision heard (0: none)."""
+
+    session_id: str
+    seq: int
+    decision_seq: int
+
+
 @dataclass(frozen=True, slots=True)
 class GateSettings:
     """Times in ns. Three missed heartbeats trip the gate; 5 Hz is the daemon's default."""
@@ -159,6 +168,7 @@ class RejectGate:
         self._online = False
         self._last_beat_ns: int | None = None
         self._last_beat_seq = -1
+        self._decision_seq = 0
         self._beats = 0
         self._beats_needed = 1
         self.session_id: str | None = None
@@ -204,6 +214,8 @@ class RejectGate:
         except MalformedMessageError as error:
             self._condemn_malformed(error)
             return None
+        if message.session_id == self.session_id and not retained:
+            self._decision_seq = max(self._decision_seq, message.seq)
         concerned = self._concerned(message.trigger_id, message.part_id)
         if not concerned:
             if message.trigger_id in self._closed:
@@ -214,14 +226,12 @@ class RejectGate:
             part.hear(message, now, _objection(part, message, now, retained))
         return None
 
-    def on_heartbeat(
-        self, payload: bytes, now: int, *, retained: bool = False
-    ) -> tuple[str, int] | None:
+    def on_heartbeat(self, payload: bytes, now: int, *, retained: bool = False) -> Echo | None:
         """A message on `heartbeat`. Only a fresh one of the session online counts.
 
         Returns:
-            Session and number of one that counts, to be echoed, be it healthy or not: a daemon
-            that is unhealthy for want of an echo could not recover otherwise.
+            The answer to one that counts, be it healthy or not: a daemon that is unhealthy for
+            want of an echo could not recover otherwise.
         """
         self._advance(now)
         try:
@@ -234,14 +244,15 @@ class RejectGate:
             self.stray += 1
             return None
         self._last_beat_seq = seq
+        echo = Echo(session_id, seq, self._decision_seq)
         if not healthy:
             self._trip(Cause.DAEMON_UNHEALTHY)
-            return session_id, seq
+            return echo
         self._last_beat_ns = now
         self._beats += 1
         if self._beats >= self._beats_needed:
             self.fault = None
-        return session_id, seq
+        return echo
 
     def on_state(self, payload: bytes, now: int) -> None:
         """A message on `state` (retained): birth, or the last will."""
@@ -323,6 +334,7 @@ class RejectGate:
         self.session_id = session_id
         self._online = True
         self._last_beat_seq = -1
+        self._decision_seq = 0
         self._beats_needed = 1
 
     def _concerned(self, trigger_id: str | None, part_id: str | None) -> list[_Part]:

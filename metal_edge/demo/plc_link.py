@@ -20,7 +20,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from metal_edge.demo.gate import Cause, GateRecord, LateDecision, RejectGate
+from metal_edge.demo.gate import Cause, Echo, GateRecord, LateDecision, RejectGate
 from metal_edge.demo.gate_messages import SCHEMA, is_refusal
 from metal_edge.errors import MetalEdgeError, UnavailableError
 
@@ -286,17 +286,17 @@ class PlcLink:
                 self._refused += 1
             changed = self._gate.fault is not before
         if beat is not None and self._echoes:
-            self._echo(*beat)
+            self._echo(beat)
         if late is not None:
             self._after_gate += 1
             self._late.append(late)
         if changed or late is not None:
             self._wake()
 
-    def _echo(self, session_id: str, seq: int) -> None:
+    def _echo(self, echo: Echo) -> None:
         """Tells the daemon that somebody listens. A lost one is not repeated: the next is near."""
-        echo = {"schema": SCHEMA, "session_id": session_id, "seq": seq}
-        self._client.publish(f"{self.root}/echo", json.dumps(echo).encode("utf-8"), qos=0)
+        payload = json.dumps({"schema": SCHEMA, **echo._asdict()}).encode("utf-8")
+        self._client.publish(f"{self.root}/echo", payload, qos=0)
 
     def _fail(self, what: str, remedy: str) -> None:
         self._problem = UnavailableError(what, remedy)

@@ -199,6 +199,16 @@ MUTANTS: dict[str, Mutant] = {
         ),
         "plc_hangs",
     ),
+    "denied-decisions-unnoticed": Mutant(
+        (
+            (
+                "daemon/mqtt/echo.py",
+                "return self._asked_seq > self._settled_seq",
+                "return self._asked_seq < 0",
+            ),
+        ),
+        "decisions_denied",
+    ),
     "silence-unnoticed": Mutant(
         (
             (

@@ -98,7 +98,8 @@ work loads the machine a limit counts up to twice as long, and the row says so.
   bundle can seal it again.
 - A file system cannot turn read-only under open files here, so the daemon starts on one.
 - A hung daemon is killed by the suite; systemd's watchdog doing so is in `make test-systemd`.
-- A denied `decision` is noticed by nobody but the PLC, which gets none and rejects (QoS 0).
+- A denied `decision` (QoS 0) is told by the PLC alone: it gets none and rejects, and its echo says
+  so. Without `mqtt.echo_timeout_s` the daemon does not hear of it.
 
 ## Seen failing
 

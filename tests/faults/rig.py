@@ -232,6 +232,14 @@ class Rig:
         """The daemon's state names a problem that begins so."""
         self.recorder.wait("state", lambda h: names(h.data, problem), timeout_s)
 
+    def wait_online(self, since_ns: int, timeout_s: float = 15.0) -> None:
+        """The daemon said after that moment that it has no problem."""
+        self.recorder.wait(
+            "state",
+            lambda h: h.at * NS > since_ns and h.data["status"] == "online",
+            timeout_s=timeout_s,
+        )
+
     def wait_said(self, text: str, timeout_s: float = 10.0) -> None:
         """The daemon's log has this."""
         wait_until(lambda: text in self.daemon.log, f"{text!r} in the log", timeout_s)

@@ -74,18 +74,26 @@ def test_events_denied(guarded: Rig, trial: Trial) -> None:
 
 @pytest.mark.fault(
     "ACL denies decisions",
-    "the same with `decision`, whose refusal nobody is told of: QoS 0",
+    "the same with `decision`, of which the broker tells nobody (QoS 0), but the PLC's echo does",
     limit_s=BACK_S,
 )
 def test_decisions_denied(guarded: Rig, trial: Trial) -> None:
     rig = guarded
-    rig.start(mqtt=account(rig))
+    rig.start(mqtt={**account(rig), "echo_timeout_s": 1.0})
     access(rig.folder / "broker", "decision")
     rig.broker.reload()
-    rig.wait_causes("no_decision", 20, time.monotonic_ns())
+    denied = time.monotonic_ns()
+    rig.wait_problem("unheard: decision")
+    rig.wait_causes("no_decision", 20, denied)
+    assert rig.recorder.all("state")[-1].data["problems"] == ["unheard: decision"]
+    assert rig.daemon.log.count("check the broker's access rules for `decision`") == 1
     access(rig.folder / "broker")
     rig.broker.reload()
-    trial.over(rig, time.monotonic_ns(), 20, parts=5)
+    mended = time.monotonic_ns()
+    trial.recovered(rig.recovery_s(mended, 20))
+    rig.wait_online(mended)
+    rig.wait_parts(5)
+    trial.judge(rig.finish())
 
 
 @pytest.mark.fault(

@@ -136,7 +136,5 @@ def test_plc_hangs(rig: Rig, trial: Trial) -> None:
         rig.wait_problem("echo")
         wait_until(lambda: time.monotonic_ns() - stopped > 3e9, "the hang")
     resumed = time.monotonic_ns()
-    rig.recorder.wait(
-        "state", lambda h: h.at * 1e9 > resumed and h.data["status"] == "online", timeout_s=15
-    )
+    rig.wait_online(resumed)
     trial.over(rig, resumed, 30, parts=10)

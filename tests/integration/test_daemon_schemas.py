@@ -75,6 +75,8 @@ def test_every_topic_says_what_its_schema_describes(
         beat = json.loads(wire.wait("heartbeat").payload)
         echo = {key: beat[key] for key in ("schema", "session_id", "seq")}
         assert complaints("echo", echo) == []
+        assert complaints("echo", {**echo, "decision_seq": 0}) == []
+        assert complaints("echo", {**echo, "decision_seq": "0"}) != []
         wire.publish(address_of("echo"), json.dumps(echo).encode(), qos=0)
         for number, part in enumerate(("good", "bad", "missing", "good")):
             listener.trigger(STATION, f"t{number}", part)

@@ -353,6 +353,9 @@ def test_each_heartbeat_that_counts_is_echoed(line: Line) -> None:
     assert len(numbers) > 10
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "unhealthy ones too"
     assert {echo["schema"] for echo in heard} == {1}
+    decisions = [echo["decision_seq"] for echo in heard]
+    assert (decisions[0], max(decisions)) == (0, 8), "and how many decisions were heard"
+    assert decisions == sorted(decisions)
 
 
 def test_without_a_daemon_it_gives_up_in_one_line(line: Line) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import json
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from support.broker import Broker, wait_until
 from support.daemon_process import STATION
@@ -24,12 +27,14 @@ Register = Callable[[Commands], None]
 
 
 @contextmanager
-def publishing(broker: Broker, register: Register) -> Iterator[tuple[Publisher, Commands]]:
+def publishing(
+    broker: Broker, register: Register, **settings: Any
+) -> Iterator[tuple[Publisher, Commands]]:
     clock = SystemClock()
     commands = Commands(clock)
     register(commands)
     publisher = Publisher(
-        MqttSettings(host=broker.host, port=broker.port),
+        MqttSettings(host=broker.host, port=broker.port, **settings),
         STATION,
         will={"session_id": "s"},
         on_command=commands.handle,
@@ -104,6 +109,28 @@ def test_a_slow_answer_outlives_the_connection_that_its_command_came_on(broker: 
         answer = wire.wait("a")
         assert answer.properties.CorrelationData == b"mine"
         assert b'"done"' in answer.payload
+
+
+def test_decisions_that_the_plc_hears_none_of_are_a_problem(broker: Broker) -> None:
+    with publishing(broker, lambda commands: None, echo_timeout_s=1.0) as (publisher, _):
+        turn, numbers = beats(publisher), count(1)
+        with Wire(broker, f"{STATION}/heartbeat") as plc:
+            wait_until(turn, "a responsive broker")
+
+            def problems(hears: bool) -> tuple[str, ...]:
+                """A decision, a heartbeat, and the PLC's answer to the newest one that it has."""
+                seq = next(numbers)
+                assert publisher.decision({"seq": seq}, b"{}"), "decisions go on"
+                turn()
+                if plc.named("heartbeat"):
+                    beat = json.loads(plc.named("heartbeat")[-1].payload)["seq"]
+                    echo = {"schema": 1, "session_id": "s", "seq": beat}
+                    echo["decision_seq"] = seq if hears else 0
+                    plc.publish(f"{STATION}/echo", json.dumps(echo).encode(), qos=0)
+                return publisher.health().problems
+
+            wait_until(lambda: problems(False) == ("unheard: decision",), "the problem told")
+            wait_until(lambda: problems(True) == (), "no problem left")
 
 
 def test_copies_hear_what_was_published(broker: Broker) -> None:

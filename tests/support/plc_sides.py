@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from metal_edge.demo.gate import Cause, GateSettings, RejectGate
+from metal_edge.demo.gate import Cause, Echo, GateSettings, RejectGate
 from tools.st.evaluate import Program
 
 SOURCE = Path(__file__).parents[2] / "plc" / "MetalEdge.st"
@@ -41,8 +41,10 @@ class Both:
         self.gate = RejectGate(GateSettings(heartbeat_timeout_ns=600 * MS, rearm_heartbeats=3))
         self.block = program.instance("FB_MetalEdgeGate")
         self.seq = 0
+        self.decision_seq = 0
         self.parts: dict[str, int] = {}
         self.passed = 0
+        self.echoed: Echo | None = None
 
     def call(self, event: int, **inputs: Any) -> dict[str, Any]:
         self.block(Event=event, NowMs=self.now, **inputs)
@@ -83,12 +85,13 @@ class Both:
         self, ids: tuple[int, int], session: str, verdict: str, kind: str, age: int | None = 0
     ) -> None:
         number, part = ids
+        self.decision_seq += 1
         score, threshold = (0.5, 1.0) if kind != "above" else (1.0, 1.0)
         payload: dict[str, Any] = {
             "schema": 1,
             "event_id": "e",
             "session_id": session,
-            "seq": 1,
+            "seq": self.decision_seq,
             "trigger_id": f"t{number}",
             "part_id": f"p{part}",
             "verdict": verdict,
@@ -111,6 +114,7 @@ class Both:
             PartId=part_id,
             TriggerId=trigger_id,
             SessionId=session,
+            Seq=self.decision_seq,
             Verdict=VERDICTS[verdict],
             Numbers=kind != "no score",
             Score=score,
@@ -132,8 +136,9 @@ class Both:
             Seq=self.seq,
             Healthy=healthy,
         )
-        said = (got["EchoSessionId"], got["EchoSeq"]) if got["Echo"] else None
-        assert said == echo
+        names = ("EchoSessionId", "EchoSeq", "EchoDecisionSeq")
+        assert (tuple(got[name] for name in names) if got["Echo"] else None) == echo
+        self.echoed = echo
 
     def state(self, session: str, status: str) -> None:
         payload = {"session_id": session, "status": status}

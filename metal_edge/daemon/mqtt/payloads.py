@@ -191,7 +191,9 @@ class StatePayload(_Said):
     """Birth, degradation and end of a line; retained. The last will has no time."""
 
     status: Literal["online", "degraded", "offline"]
-    problems: list[str] = Field(examples=[["broker"], ["denied: event", "camera"], ["stopped"]])
+    problems: list[str] = Field(
+        examples=[["broker"], ["denied: event", "camera"], ["unheard: decision"], ["stopped"]]
+    )
     t_publish: Iso | None
     t_publish_ns: Nanoseconds | None
 

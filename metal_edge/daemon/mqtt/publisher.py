@@ -142,6 +142,8 @@ class Publisher:
             False when the broker is away or does not answer; the decision is counted, not kept.
         """
         message = self._message(DECISION, encoded)
+        if self._echo is not None:
+            self._echo.deciding(payload["seq"])
         connection = self._connection
         sent = (
             connection is not None
@@ -150,6 +152,8 @@ class Publisher:
         )
         if not sent:
             self._decisions_dropped += 1
+        elif self._echo is not None:
+            self._echo.decided(payload["seq"])
         self._copy(DECISION.name, payload)
         return sent
 
@@ -193,6 +197,8 @@ class Publisher:
             problems.append("callback")
         if self._echo is not None and self._echo.silent(now_ns):
             problems.append("echo")
+        if self._echo is not None and self._echo.unheard:
+            problems.append("unheard: decision")
         events = self._events.stats()
         if events.problem is not None:
             problems.append(f"outbox: {events.problem}")

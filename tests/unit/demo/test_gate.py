@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import count
 from typing import Any
 
 import pytest
@@ -224,6 +225,27 @@ def test_a_retained_heartbeat_says_nothing_of_now() -> None:
     gate.on_state(state(), 0)
     gate.on_heartbeat(heartbeat(0), 0, retained=True)
     assert gate.fault is Cause.NO_HEARTBEAT
+
+
+def test_an_echo_names_the_last_decision_of_the_session_that_was_heard() -> None:
+    """Believed or late, but not unreadable, replayed, or another session's; a new one begins."""
+    gate, beats = gate_with_part(), count(1)
+
+    def named(session: str = "S1") -> int:
+        echo = gate.on_heartbeat(heartbeat(next(beats), session), 100 * MS)
+        assert echo is not None
+        return echo.decision_seq
+
+    assert named() == 0
+    gate.on_decision(raw(decision(seq=9)), 100 * MS, retained=True)
+    gate.on_decision(raw(decision(seq=9, session_id="S0")), 100 * MS)
+    gate.on_decision(raw(decision(seq=9, schema=2)), 100 * MS)
+    assert named() == 0
+    gate.on_decision(raw(decision(seq=4, trigger_id="gone", part_id="gone")), 100 * MS)
+    gate.on_decision(raw(decision(seq=3)), 100 * MS)
+    assert named() == 4
+    gate.on_state(state("S2"), 100 * MS)
+    assert named("S2") == 0
 
 
 def test_after_a_trip_three_fresh_heartbeats_in_a_row_rearm() -> None:

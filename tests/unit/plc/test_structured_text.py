@@ -196,6 +196,21 @@ def test_the_line_block_does_what_the_simulator_does(
         assert block.values["Why"] == REASONS[line.why]
 
 
+def test_the_echo_names_the_last_decision_of_the_session_that_was_heard() -> None:
+    """The block and the simulator agree all the time; this is what they agree on."""
+    both, named = Both(PROGRAM), []
+    both.state("s1", "online")
+    for session, kind in [("s1", "plain"), ("s2", "plain"), ("s1", "retained"), ("s1", "garbage")]:
+        both.decision((1, 1), session, "pass", kind)
+        both.heartbeat("s1", 1, True, "plain")
+        assert both.echoed is not None
+        named.append(both.echoed.decision_seq)
+    both.state("s2", "online")
+    both.heartbeat("s2", 1, True, "plain")
+    assert both.echoed is not None
+    assert (named, both.echoed.decision_seq) == ([1, 1, 1, 1], 0)
+
+
 @pytest.mark.parametrize(
     ("broken", "instead"),
     [

@@ -53,12 +53,21 @@ def test_an_echo_is_as_old_as_the_heartbeat_it_answers() -> None:
         echo(1, padding="x" * MAX_ECHO),
         b"\xff",
         b"",
+        echo(1, decision_seq=3),
+        echo(1, decision_seq=10**400),
+        echo(1, decision_seq=-1),
+        echo(1, decision_seq=1.0),
+        echo(1, decision_seq=True),
+        echo(1, decision_seq="1"),
+        echo(1, session="other", decision_seq=2),
     ],
 )
 def test_what_is_no_echo_of_ours_proves_nothing(
     payload: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch = EchoWatch("mine", 2)
+    watch.deciding(2)
+    watch.decided(2)
     watch.sent(1, S)
     watch.heard(payload)
     watch.heard(payload)

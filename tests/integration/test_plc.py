@@ -404,7 +404,7 @@ def test_a_full_disk_ends_the_run_with_a_reason(line: Line) -> None:
         ("A\n", ["--parts=2"], 65),
         ("A\nB\n", ["--first-index=2"], 65),
         ("A\n" + "x" * 65, [], 65),
-        (None, ["--part-ids=/nonexistent/ids"], 66),
+        (None, ["--part-ids=/dev/null/ids"], 66),
         (None, [], 78),
         (None, ["--parts=0"], 78),
         (None, ["--parts=1", "--period-ms=0"], 78),
@@ -417,7 +417,7 @@ def test_a_full_disk_ends_the_run_with_a_reason(line: Line) -> None:
         (None, ["--parts=1", "--golden-good=G", "--golden-bad=G"], 78),
         (None, ["--parts=1", "--golden-good=G", "--golden-bad=a b"], 78),
         (None, ["--parts=1", "--gate-delay-ms=nan"], 78),
-        (None, ["--parts=1", "--log=/nonexistent/gate.jsonl"], 73),
+        (None, ["--parts=1", "--log=/dev/null/gate.jsonl"], 73),
     ],
 )
 def test_bad_input_is_named(

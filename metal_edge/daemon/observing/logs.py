@@ -7,12 +7,16 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any, TextIO
 
 from metal_edge.daemon.mqtt.messages import iso_utc
 from metal_edge.daemon.observing.log_writer import LogWriter
 from metal_edge.settings import LogSettings
+
+log = logging.getLogger(__name__)
 
 TEXT = "%(levelname)s %(name)s: %(message)s"
 LINE_THREAD = "line "  # what a line's thread is called, before the line's name
@@ -34,6 +38,18 @@ def set_up_logging(settings: LogSettings, stream: TextIO, environment: Mapping[s
     prefix = goes_to_journal(stream, environment)
     handler.setFormatter((JsonFormatter if settings.format == "json" else TextFormatter)(prefix))
     logging.basicConfig(handlers=[handler], level=settings.level, force=True)
+    sys.excepthook = _tell_crash
+
+
+def _tell_crash(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A crash in the log's own form, after all that was logged; Python's would come between."""
+    if not issubclass(kind, Exception):  # Ctrl-C
+        sys.__excepthook__(kind, error, trace)
+        return
+    log.critical("the process ends by a mistake in it", exc_info=(kind, error, trace))
+    flush_log()
 
 
 def flush_log() -> None:

@@ -135,12 +135,16 @@ raise RuntimeError("the crash")
 """
 
 
-def test_a_crash_loses_no_line() -> None:
+def test_a_crash_loses_no_line_and_is_the_last() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", CRASH], capture_output=True, check=False, text=True, timeout=60
     )
     assert ended.returncode == 1
-    for number in range(2000):
-        assert f"WARNING room: {number} said\n" in ended.stderr
-    # Python writes this itself, in pieces, while the log's thread writes whole lines between them.
-    assert "RuntimeError: the crash" in ended.stderr
+    lines = ended.stderr.splitlines()
+    assert lines[:2000] == [f"WARNING room: {number} said" for number in range(2000)]
+    assert lines[2000].startswith("CRITICAL ")
+    assert lines[2001:] == [
+        "Traceback (most recent call last):",
+        '  File "<string>", line 8, in <module>',
+        "RuntimeError: the crash",
+    ]

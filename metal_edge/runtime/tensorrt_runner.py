@@ -143,7 +143,7 @@ class TensorRtRunner:
     outlive the next frames (evidence is written when the disk has time for it), and how long,
     nobody here knows. A ring of buffers would be right until the disk is slow, and then show one
     part's map, or decide by it, as another's. It would not be faster either: the copy has to be
-    made, 10 us for 256 x 256, and the allocator gives back the block of a map that was let go
+    made, and the allocator gives back the block of a map that was let go
     (docs/tensorrt.md).
 
     Args:

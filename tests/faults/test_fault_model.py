@@ -12,7 +12,7 @@ import pytest
 from conftest import Trial
 from rig import Rig
 from support.daemon_process import STATION
-from support.tiny_bundle import build_bundle, describe_again, seal
+from support.tiny_bundle import build_bundle, describe_again, flip_byte, seal
 
 AT_ONCE_S = 1.0
 
@@ -22,14 +22,6 @@ def edit(bundle: Path, **changes: object) -> None:
     manifest = bundle / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **changes}))
     seal(bundle)
-
-
-def bad_signature(bundle: Path) -> None:
-    """One byte of the model, as a copy that went wrong or a hand that meddles."""
-    model = bundle / "model.onnx"
-    data = bytearray(model.read_bytes())
-    data[len(data) // 2] ^= 1
-    model.write_bytes(data)
 
 
 def bad_seal(bundle: Path) -> None:
@@ -60,7 +52,7 @@ def missing(bundle: Path) -> None:
 
 
 FAULTS: dict[Callable[[Path], None], str] = {
-    bad_signature: "was changed",
+    flip_byte: "was changed",
     bad_seal: "manifest",
     downgrade: "older",
     wrong_engine: "TensorRT",

@@ -19,7 +19,7 @@ from support.certificates import Authority
 from support.cli import COMMAND, cli
 from support.daemon_process import STATION, Daemon, write_settings
 from support.small_disk import small_disk
-from support.tiny_bundle import DARK, build_bundle, describe_again, seal, write_image
+from support.tiny_bundle import DARK, build_bundle, describe_again, flip_byte, seal, write_image
 
 from metal_edge.cli.doctor import machine
 from metal_edge.cli.doctor.certificates import ends_at
@@ -229,13 +229,6 @@ def golden_off(bundle: Path) -> None:
     describe_again(bundle)
 
 
-def one_byte(bundle: Path) -> None:
-    model = bundle / "model.onnx"
-    data = bytearray(model.read_bytes())
-    data[len(data) // 2] ^= 1
-    model.write_bytes(data)
-
-
 def other_engine(bundle: Path) -> None:
     manifest = bundle / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "backend": "tensorrt"}))
@@ -244,7 +237,7 @@ def other_engine(bundle: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "word"),
-    [(golden_off, "golden image"), (one_byte, "was changed"), (other_engine, "TensorRT")],
+    [(golden_off, "golden image"), (flip_byte, "was changed"), (other_engine, "TensorRT")],
 )
 def test_a_bundle_that_cannot_serve(broker: Broker, folder: Path, spoil: Any, word: str) -> None:
     spoil(folder / "bundle")

@@ -208,6 +208,14 @@ def _describe(path: Path) -> dict[str, dict[str, object]]:
     }
 
 
+def flip_byte(path: Path) -> None:
+    """One byte of the model, as a copy that went wrong or a hand that meddles."""
+    model = path / "model.onnx"
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+
+
 def seal(path: Path) -> None:
     """Writes the digest of a bundle's manifest, again after a change to it."""
     digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
